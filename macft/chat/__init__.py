@@ -1,0 +1,1 @@
+"""Replies from a model: one stream, or many prompts in one batch."""

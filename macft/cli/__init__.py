@@ -1,0 +1,1 @@
+"""The command line: arguments in, one `macft.api` call, events or a table out."""

@@ -1,0 +1,1 @@
+"""Scores for answers, and the tables that show them."""

@@ -1,0 +1,1 @@
+"""From rows and a model to an adapter: objectives, the loop, checkpoints, evaluation."""
