@@ -1,10 +1,11 @@
 """What the user asks for: one frozen, validated object, read from a TOML file.
 
-The rule: every field is documented where it is declared, and that docstring feeds errors, `--help`, the studio's form and
-the reference in the README. Nothing is copied out of a Recipe into another configuration object.
+The rule: every field is documented where it is declared, and that docstring feeds errors, `--help`, the studio's form
+and the reference in the README. Nothing is copied out of a Recipe into another configuration object.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ class Table(BaseModel):
 class DataTable(Table):
     """Which rows to learn from, and how they become tokens and masks."""
 
-    train: list[str] = Field(default=[], min_length=0)
-    """Files or folders of training rows (JSONL, JSON, CSV, text, Markdown, Parquet). Relative to the recipe. One string is fine."""
+    train: list[str] = Field(default=[])
+    """Files or folders of training rows (JSONL, JSON, CSV, text, Markdown, Parquet), relative to the recipe."""
 
     valid: list[str] = Field(default=[])
     """Held-out rows for evaluation. Left out: `valid_fraction` of the training rows, chosen by a hash of the row."""
@@ -168,7 +169,7 @@ class BaseRecipe(Table):
     """A catalog name (`smollm2-135m`), a folder (`./my-model`), or a Hugging Face id that `macft pull` has fetched."""
 
     quantize: Literal[4, 8] | None = None
-    """Quantize the base while loading, to this many bits (QLoRA). Models that are quantized already load as they are."""
+    """Quantize the base while loading, to this many bits (QLoRA). Quantized models load as they are."""
 
     quantize_group_size: Literal[32, 64, 128] = 64
     """Weights that share one scale and bias when `quantize` is set."""
@@ -204,7 +205,7 @@ class BaseRecipe(Table):
     """Precision of the base and its activations. auto: float32 on a CPU, the model's own on Metal."""
 
     recompute: Literal["none", "layer"] = "none"
-    """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, about a third slower."""
+    """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time."""
 
     compile: bool | Literal["auto"] = "auto"
     """Compile the update with `mx.compile`. auto: on Metal only, since compiling takes minutes on the CPU backend."""
@@ -241,6 +242,7 @@ Recipe = SftRecipe | PretrainRecipe
 """Any recipe; `method` says which. Keys of another method are refused."""
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Discriminator("method")])
+_BRANCH = re.compile(r"literal\[|list\[|constrained-|bool$|int$")
 _METHODS: dict[str, type[BaseRecipe]] = {"sft": SftRecipe, "pretrain": PretrainRecipe}
 
 
@@ -280,7 +282,8 @@ def make_recipe(values: dict[str, Any], *, folder: Path | None = None) -> Recipe
     try:
         recipe = _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise RecipeError([_problem(dict(detail), values) for detail in error.errors()]) from None
+        problems = [_problem(dict(detail), values) for detail in error.errors()]
+        raise RecipeError(_merged(problems)) from None
     return _resolve_paths(recipe, folder.resolve()) if folder else recipe
 
 
@@ -320,7 +323,7 @@ def describe_fields(table: type[BaseModel], prefix: str = "") -> list[tuple[str,
         if isinstance(default, BaseModel):
             tables += describe_fields(type(default), f"{prefix}{name}.")
         else:
-            shown = "required" if field.is_required() else "–" if default is None else tomlkit.item(default).as_string()
+            shown = "required" if field.is_required() else "" if default is None else tomlkit.item(default).as_string()
             rows.append((prefix + name, shown, field.description or ""))
     return rows + tables
 
@@ -334,9 +337,8 @@ def _toml_value(text: str) -> Any:
 
 def _problem(detail: dict[str, Any], values: dict[str, Any]) -> Problem:
     method = str(values.get("method"))
-    path = [str(part) for part in detail["loc"]]
-    if path and path[0] in _METHODS:
-        path = path[1:]
+    # Pydantic names the branch of a union in the path; those parts are not keys.
+    path = [str(part) for part in detail["loc"] if str(part) not in _METHODS and not _BRANCH.match(str(part))]
     key = ".".join(path)
     if detail["type"] == "union_tag_invalid":
         near = difflib.get_close_matches(method, _METHODS, n=1)
@@ -355,6 +357,14 @@ def _problem(detail: dict[str, Any], values: dict[str, Any]) -> Problem:
     return Problem(key, detail["msg"][0].lower() + detail["msg"][1:] + shown)
 
 
+def _merged(problems: list[Problem]) -> list[Problem]:
+    # A union reports each branch by itself: one key, one line.
+    by_key: dict[str, list[str]] = {}
+    for problem in problems:
+        by_key.setdefault(problem.where, []).append(problem.what)
+    return [Problem(key, ", or ".join(texts)) for key, texts in by_key.items()]
+
+
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(text: str) -> str:
         return text if text == "-" else str((folder / Path(text).expanduser()).resolve())
@@ -364,10 +374,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
         update={name: [absolute(text) for text in getattr(data, name)] for name in ("train", "valid", "test")}
     )
     update: dict[str, Any] = {"data": resolved}
-    if recipe.model.startswith((".", "/", "~")) or (folder / recipe.model).is_dir():
-        update["model"] = absolute(recipe.model)
-    if recipe.start_from and recipe.start_from.startswith((".", "/", "~")):
-        update["start_from"] = absolute(recipe.start_from)
-    elif recipe.start_from and (folder / recipe.start_from).exists():
-        update["start_from"] = absolute(recipe.start_from)
+    for name in ("model", "start_from"):
+        text = getattr(recipe, name) or ""
+        if text.startswith((".", "/", "~")) or (text and (folder / text).is_dir()):
+            update[name] = absolute(text)
     return recipe.model_copy(update=update)

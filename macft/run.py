@@ -1,0 +1,228 @@
+"""A run is a folder: the single source of truth about one training.
+
+    recipe.toml  events.jsonl  control.jsonl  run.lock  train.log  adapter/ (or model/)  checkpoints/
+
+The rule: `events.jsonl` is only appended to, everything else is written aside and renamed. A run lives while somebody
+holds the lock on `run.lock`; no end and a free lock means that it crashed.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from macft.errors import RunError, RunLocked
+from macft.events import Event, decode_event, encode_event
+from macft.state import RunState, fold
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder. Making the object reads nothing; `create` and `open` check the folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, recipe_toml: str) -> "Run":
+        """Make a new run folder that holds the recipe.
+
+        Raises:
+            RunError: The folder is not empty, or cannot be written.
+        """
+        try:
+            if path.exists() and any(path.iterdir()):
+                raise RunError(f"{path} is not empty", fix="Name another folder with --out, or remove it.")
+            path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+            path.chmod(PRIVATE_FOLDER)
+            (path / "checkpoints").mkdir(mode=PRIVATE_FOLDER)
+            write_atomic(path / "recipe.toml", recipe_toml.encode())
+            for name in ("events.jsonl", "control.jsonl", "run.lock"):
+                os.close(os.open(path / name, os.O_CREAT | os.O_WRONLY, PRIVATE_FILE))
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written ({error.strerror})", fix="Name another folder with --out."
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open an existing run folder.
+
+        Raises:
+            RunError: There is no run in it.
+        """
+        if not (path / "events.jsonl").is_file() or not (path / "recipe.toml").is_file():
+            raise RunError(f"{path} is not a run folder", fix="`macft runs` lists the runs.")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is the run's."""
+        return self.path.name
+
+    @property
+    def adapter(self) -> Path:
+        """Where the result is: the adapter, or the model after full fine-tuning."""
+        model = self.path / "model"
+        return model if model.is_dir() else self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """What the training process printed."""
+        return self.path / "train.log"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for writing; the kernel lets go when the process ends, however it ends.
+
+        Raises:
+            RunLocked: Another process holds it.
+        """
+        with (self.path / "run.lock").open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunLocked(
+                    f"{self.name} is being trained by another process",
+                    fix=f"`macft attach {self.name}` follows it, `macft stop {self.name}` stops it.",
+                ) from None
+            self._end_torn_line()
+            yield
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a process holds the lock."""
+        try:
+            with (self.path / "run.lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def append(self, event: Event) -> None:
+        """Add an event as one line, with one write."""
+        _append(self.path / "events.jsonl", encode_event(event))
+
+    def read(self, offset: int = 0) -> tuple[list[Event], int]:
+        """Read the events from a byte offset.
+
+        Returns:
+            The events of whole lines only, and the offset to go on from; a half-written last line is not an event yet.
+        """
+        lines, offset = read_lines(self.path / "events.jsonl", offset)
+        return [event for line in lines if (event := decode_event(line))], offset
+
+    def state(self) -> RunState:
+        """Return the fold of all events so far."""
+        return fold(self.read()[0])
+
+    def status(self, state: RunState) -> str:
+        """Return the state's status, or `crashed` when it has no end and nobody holds the lock."""
+        if state.status in {"done", "stopped", "failed"}:
+            return state.status
+        return state.status if self.is_live else "crashed" if state.started else "waiting"
+
+    def request(self, action: str) -> None:
+        """Ask the training process for something: pause, go_on, sample, stop."""
+        _append(self.path / "control.jsonl", json.dumps({"action": action, "time": datetime.now().timestamp()}))
+
+    def read_requests(self, offset: int) -> tuple[list[str], int]:
+        """Return the actions asked for since a byte offset, and the next offset."""
+        lines, offset = read_lines(self.path / "control.jsonl", offset)
+        actions = []
+        for line in lines:
+            try:
+                actions.append(str(json.loads(line)["action"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return actions, offset
+
+    def remove(self) -> None:
+        """Delete the folder.
+
+        Raises:
+            RunLocked: It is being trained.
+        """
+        with self.lock():
+            shutil.rmtree(self.path)
+
+    def _end_torn_line(self) -> None:
+        # A crash may have left half a line; the next event must not be glued to it.
+        with (self.path / "events.jsonl").open("r+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+
+
+def new_run_path(runs: Path, *, method: str, model: str) -> Path:
+    """Return a path that does not exist yet, like `2026-11-22-1530-sft-smollm2-135m`."""
+    stem = f"{datetime.now():%Y-%m-%d-%H%M}-{method}-{Path(model).name.lower()}"
+    path, number = runs / stem, 2
+    while path.exists():
+        path, number = runs / f"{stem}-{number}", number + 1
+    return path
+
+
+def find_run(name: str, runs: Path) -> Run:
+    """Return the run with this name, path or unambiguous part of a name; `latest` is the newest.
+
+    Raises:
+        RunError: No run matches, or several do.
+    """
+    if "/" in name or Path(name).is_dir():
+        return Run.open(Path(name).expanduser().resolve())
+    known = list_runs(runs)
+    exact = [run for run in known if run.name == name]
+    matches = exact or (known[:1] if name == "latest" else [run for run in known if name in run.name])
+    if not matches:
+        raise RunError(f"no run is called {name!r} in {runs}", fix="`macft runs` lists the runs.")
+    if len(matches) > 1:
+        raise RunError(f"{name!r} could be {', '.join(run.name for run in matches)}", fix="Write more of the name.")
+    return matches[0]
+
+
+def list_runs(runs: Path) -> list[Run]:
+    """List the runs in a folder, the one that wrote last first."""
+    found = [Run(path.parent) for path in runs.glob("*/events.jsonl")] if runs.is_dir() else []
+    return sorted(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime, reverse=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to the disk and rename it over `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, PRIVATE_FILE), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_lines(path: Path, offset: int) -> tuple[list[str], int]:
+    """Return the whole lines of a file from a byte offset on, and the next offset."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    # Not splitlines(): it also breaks at U+2028 and others, which JSON strings may hold.
+    return whole.decode("utf-8", "replace").split("\n")[:-1], offset + len(whole)
+
+
+def _append(path: Path, line: str) -> None:
+    descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, PRIVATE_FILE)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)
