@@ -11,10 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 
@@ -139,9 +138,9 @@ def openblas_preload(environ: Mapping[str, str] = os.environ, *, places: Iterabl
 
 
 def reexec_with_openblas(
-    command: Sequence[str],
+    command: list[str],
     environ: MutableMapping[str, str],
-    execve: Callable[[str, Sequence[str], Mapping[str, str]], None] | Callable[..., NoReturn] = os.execve,
+    execve: Callable[[str, list[str], dict[str, str]], object] = os.execve,
     *,
     places: Iterable[Path] | None = None,
 ) -> str:

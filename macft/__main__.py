@@ -1,0 +1,37 @@
+"""The entry of `macft` and `python -m macft`.
+
+The rule: what must be settled before MLX or a Hugging Face library is imported is settled here; the rest is the command
+line's.
+"""
+
+import os
+import sys
+from collections.abc import MutableMapping, Sequence
+
+from macft.machine import reexec_with_openblas
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main() -> None:
+    """Run a command and exit with its code."""
+    prepare_environment(sys.argv[1:], os.environ)
+    if notice := reexec_with_openblas([sys.executable, *sys.orig_argv[1:]], os.environ):
+        print(notice, file=sys.stderr)
+    from macft.cli.main import run
+
+    raise SystemExit(run(sys.argv[1:]))
+
+
+def prepare_environment(arguments: Sequence[str], environ: MutableMapping[str, str]) -> None:
+    """Take the Hugging Face libraries offline, unless the command is `pull`, and silence their telemetry."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command != "pull":
+        environ.update(OFFLINE)
+    for name, value in QUIET.items():
+        environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    main()
