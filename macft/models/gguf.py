@@ -288,19 +288,19 @@ def _keep_codes(name: str, tensor: _Tensor) -> Iterator[tuple[str, Array]]:
 
 
 def _affine(tensor: _Tensor) -> tuple[Array, Array, Array]:
-    """Split rows of blocks into codes [rows, columns] (uint8), scales and biases [rows, blocks] (float16)."""
+    """Split rows of blocks into codes [rows, columns] (uint8), scales and biases [rows, blocks] (float32)."""
     block_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[tensor.kind]
     blocks = tensor.rows.reshape(len(tensor.rows), -1, block_bytes)
 
     def halves(start: int) -> Array:
-        return np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0]
+        return np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0].astype(np.float32)
 
     scales = halves(0)
     if tensor.kind == "Q8_0":
-        return (blocks[..., 2:] ^ 128).reshape(len(blocks), -1), scales, scales * np.float16(-128)
+        return (blocks[..., 2:] ^ 128).reshape(len(blocks), -1), scales, scales * np.float32(-128)
     packed = blocks[..., 4:] if tensor.kind == "Q4_1" else blocks[..., 2:]
     codes = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(len(blocks), -1)
-    return codes, scales, halves(2) if tensor.kind == "Q4_1" else scales * np.float16(-8)
+    return codes, scales, halves(2) if tensor.kind == "Q4_1" else scales * np.float32(-8)
 
 
 def _write_tokenizer(model: _Gguf, folder: Path) -> None:
