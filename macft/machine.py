@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 MIB, GIB = 2**20, 2**30
-SMALL_MAC_BYTES = 36 * GIB
+LARGE_MAC_BYTES = 36 * GIB
 BLAS_VARIABLE = "MACFT_BLAS"
 """Set once OpenBLAS was dealt with, and inherited by children; a user who sets it to `off` keeps their own BLAS."""
 
@@ -77,8 +77,11 @@ def read_machine(run: CommandRunner = run_command, *, system: str = "") -> Machi
 
 
 def estimate_working_set(memory_bytes: int) -> int:
-    """Return what Metal recommends as the most a GPU should hold, from all memory: 2/3 up to 36 GB, else 3/4."""
-    return memory_bytes * 2 // 3 if memory_bytes <= SMALL_MAC_BYTES else memory_bytes * 3 // 4
+    """Return the most that Metal recommends a GPU should hold: 2/3 of all memory, from 36 GB on 3/4.
+
+    Newer macOS grants large Macs more (84% of 128 GB on macOS 26); only MLX can ask Metal itself.
+    """
+    return memory_bytes * 2 // 3 if memory_bytes < LARGE_MAC_BYTES else memory_bytes * 3 // 4
 
 
 def free_disk_bytes(path: Path) -> int:
