@@ -320,7 +320,7 @@ def _last_run(runs: Path) -> dict[str, str]:
     recipe = _table(_read(folder / "recipe.toml"), tomllib.loads)
     plan = _table(_read(folder / "plan.json"), json.loads)
     return {
-        "run/events.jsonl": "\n".join(json.dumps(without_text(event)) for event in events),
+        "run/events.jsonl": "\n".join(json.dumps(without_text(event)) for event in events if event),
         "run/recipe.json": _json(without_text(recipe)),
         "run/plan.json": _json(without_text(plan)),
         "run/tracebacks.txt": frames_of(_read(folder / "train.log")),
