@@ -64,7 +64,7 @@ $(ENV)/user: pyproject.toml
 	  rm -rf $(ENV); echo "$$said" >&2; \
 	  echo "$$found cannot make an environment. Debian and Ubuntu: 'apt install python3-venv', or install uv." >&2; exit 1; \
 	fi
-	@echo "Installing macft and what it needs (about 1 GB) into $(ENV)"
+	@echo "Installing macft and what it needs (600 MB) into $(ENV)"
 	@$(INSTALL) -e .
 	@touch $@
 
