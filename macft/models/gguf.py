@@ -102,15 +102,27 @@ class _Gguf:
         self.head_dim = self.number("llama.attention.key_length", self.width // self.heads)
         if self.number("llama.rope.dimension_count", self.head_dim) != self.head_dim or self.head_dim % 2:
             raise ModelError(f"{path} rotates a part of each head, which macft does not import from GGUF")
-        self.tokens: list[str] = self.value("tokenizer.ggml.tokens", list)
+        if self.layers > len(self.reader.tensors):
+            raise ModelError(f"{path} has fewer tensors than `llama.block_count` says ({self.layers})")
+        self.tokens: list[str] = self.values("tokenizer.ggml.tokens", str)
         self.is_tied = all(tensor.name != "output.weight" for tensor in self.reader.tensors)
 
     def value(self, key: str, kind: type, default: Any = None) -> Any:
         """Return a value of the metadata, of the type it must have."""
         field = self.reader.fields.get(key)
-        found = default if field is None else field.contents()
+        try:
+            found = default if field is None else field.contents()
+        except (ValueError, LookupError):
+            found = None
         if not isinstance(found, kind):
-            raise ModelError(f"{self.path}: `{key}` is {'missing' if found is None else 'damaged'}")
+            raise ModelError(f"{self.path}: `{key}` is {'missing' if field is None else 'damaged'}")
+        return found
+
+    def values(self, key: str, kind: type) -> list[Any]:
+        """Return a list of the metadata, with items of the type they must have."""
+        found: list[Any] = self.value(key, list)
+        if not all(isinstance(item, kind) for item in found):
+            raise ModelError(f"{self.path}: `{key}` is damaged")
         return found
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -122,8 +134,11 @@ class _Gguf:
         return found
 
     def real(self, key: str, default: float | None = None) -> float:
-        """Return a number, as the shortest decimal that means the stored float32."""
-        return float(str(np.float32(self.value(key, float, default))))
+        """Return a number above 0, as the shortest decimal that means the stored float32."""
+        found = float(str(np.float32(self.value(key, float, default))))
+        if not 0 < found < float("inf"):
+            raise ModelError(f"{self.path}: `{key}` is {found} (expected a number above 0)")
+        return found
 
     def token(self, key: str) -> int | None:
         """Return the id of a token with a role, None when the file gives none."""
@@ -333,8 +348,8 @@ def _tokenizer(model: _Gguf) -> Any:
         known = ", ".join(_PRE_TOKENIZERS)
         raise ModelError(f"{model.path} has a {kind}/{pre} tokenizer (macft rebuilds gpt2 with {known})")
     vocabulary = {token: index for index, token in enumerate(model.tokens)}
-    merges = [tuple(merge.split(" ")) for merge in model.value("tokenizer.ggml.merges", list)]
-    kinds = model.value("tokenizer.ggml.token_type", list)
+    merges = [tuple(merge.split(" ")) for merge in model.values("tokenizer.ggml.merges", str)]
+    kinds = model.values("tokenizer.ggml.token_type", int)
     sound = all(len(merge) == 2 and {*merge, "".join(merge)} <= vocabulary.keys() for merge in merges)
     if not sound or not len(vocabulary) == len(model.tokens) == len(kinds):
         raise ModelError(f"{model.path} has a damaged vocabulary", fix="Fetch the file again.")

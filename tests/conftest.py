@@ -1,0 +1,17 @@
+"""Fixtures that several rooms' tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from macft.models.fetch import pull
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the real SmolLM2-135M, fetched once into `MACFT_TEST_HOME` and kept between runs."""
+    home = Path(os.environ.get("MACFT_TEST_HOME") or REPOSITORY / ".cache" / "macft-tests")
+    return pull("smollm2-135m", home)
