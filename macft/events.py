@@ -74,8 +74,9 @@ class TrainingPlanned(Event):
     trainable_parameters: int
     parameters: int
     micro_batch_size: int
-    compute_dtype: str
     device: str
+    head: str
+    """Where logits are made: `supervised rows`, or `all rows` for a family that macft cannot split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

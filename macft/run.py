@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from macft.events import Event, decode_event, encode_event
 from macft.state import RunState, fold
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 20, 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,14 @@ class Run:
             RunLocked: Another process holds it.
         """
         with (self.path / "run.lock").open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _take(file.fileno()):
                 raise RunLocked(
                     f"{self.name} is being trained by another process",
                     fix=f"`macft attach {self.name}` follows it, `macft stop {self.name}` stops it.",
-                ) from None
+                )
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
             self._end_torn_line()
             yield
 
@@ -112,6 +115,13 @@ class Run:
         except OSError:
             return False
         return False
+
+    def process_id(self) -> int:
+        """Return the process that holds, or last held, the lock; 0 when none ever did."""
+        try:
+            return int((self.path / "run.lock").read_text() or 0)
+        except (OSError, ValueError):
+            return 0
 
     def append(self, event: Event) -> None:
         """Add an event as one line, with one write."""
@@ -194,6 +204,21 @@ def find_run(name: str, runs: Path) -> Run:
     return matches[0]
 
 
+def find_adapter(name: str, runs: Path) -> Path:
+    """Return the result folder that a name means: an adapter folder, a run's path, or a run's name.
+
+    Raises:
+        RunError: There is none.
+    """
+    path = Path(name).expanduser()
+    if (path / "adapter_config.json").is_file():
+        return path.resolve()
+    run = find_run(name, runs)
+    if not run.adapter.is_dir():
+        raise RunError(f"{run.name} has no result yet", fix=f"`macft resume {run.name}` goes on with it.")
+    return run.adapter
+
+
 def list_runs(runs: Path) -> list[Run]:
     """List the runs in a folder, the one that wrote last first."""
     found = [Run(path.parent) for path in runs.glob("*/events.jsonl")] if runs.is_dir() else []
@@ -218,6 +243,18 @@ def read_lines(path: Path, offset: int) -> tuple[list[str], int]:
     whole = content[: content.rfind(b"\n") + 1]
     # Not splitlines(): it also breaks at U+2028 and others, which JSON strings may hold.
     return whole.decode("utf-8", "replace").split("\n")[:-1], offset + len(whole)
+
+
+def _take(descriptor: int) -> bool:
+    # Others probe the lock for an instant (`is_live`), so one refusal is not yet a holder.
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _append(path: Path, line: str) -> None:

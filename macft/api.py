@@ -1,0 +1,277 @@
+"""Everything macft can do, as functions: what the command line and the studio both call.
+
+The rule: this module loads neither MLX nor transformers; heavy rooms are imported inside the functions that need them.
+Training happens in a process of its own, and everybody who watches it reads the run folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from macft.errors import MacftError, ModelError, RunCrashed, RunError
+from macft.events import Event, RunEnded
+from macft.gallery import find_recipe
+from macft.machine import home, runs_folder
+from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
+from macft.run import Run, find_adapter, find_run, list_runs, new_run_path
+from macft.state import RunState
+
+if TYPE_CHECKING:
+    from macft.chat.generate import ReplyPart
+    from macft.data.report import DataReport
+    from macft.models.describe import ModelFacts
+
+POLL_SECONDS, START_SECONDS = 0.1, 30.0
+_SMALLER = "Resume with a smaller micro_batch_size or max_seq_length."
+_CRASHES = {
+    "Insufficient Memory": ("the GPU ran out of memory", _SMALLER),
+    "Impacting Interactivity": ("macOS ended the GPU's work to keep the screen alive", f"{_SMALLER} Or switch it off."),
+    "MemoryError": ("memory ran out", _SMALLER),
+    "std::bad_alloc": ("memory ran out", _SMALLER),
+}
+"""What a dead process leaves in its log, and what it means."""
+
+
+class RunSummary(NamedTuple):
+    """One line of `macft runs`."""
+
+    run: Run
+    state: RunState
+    status: str
+
+
+class Row(NamedTuple):
+    """A row as the model sees it: where it stands, its spans of (text, trained on), its tokens."""
+
+    where: str
+    spans: list[tuple[str, bool]]
+    tokens: int
+    supervised_tokens: int
+    ids: list[int]
+
+
+# Recipes and runs
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or gallery name, with `key=value` overrides."""
+    return load_recipe(find_recipe(name), overrides)
+
+
+def launch(recipe: Recipe, *, out: Path | None = None) -> Run:
+    """Make a run folder and start training in a process of its own.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder; left out, a new one below `runs_folder()`.
+
+    Raises:
+        MacftError: The model is not here, data files are missing, or the folder is not empty.
+    """
+    _check_inputs(recipe)
+    path = out or new_run_path(runs_folder(), method=recipe.method, model=recipe.model)
+    run = Run.create(path.expanduser().resolve(), dump_recipe(recipe))
+    _start_process(run)
+    return run
+
+
+def resume(name: str) -> Run:
+    """Start a stopped, crashed or failed run again from its last checkpoint."""
+    run = find_run(name, runs_folder())
+    if run.is_live:
+        raise RunError(f"{run.name} is running", fix=f"`macft attach {run.name}` follows it.")
+    if run.state().status == "done":
+        raise RunError(f"{run.name} is done", fix="To train longer, start a new run with start_from set to it.")
+    _start_process(run)
+    return run
+
+
+def start(path: Path) -> int:
+    """Train a run in this process (`macft _run`); returns the exit code."""
+    from macft.training.process import run_to_end
+
+    return run_to_end(Run.open(path))
+
+
+def follow(run: Run, offset: int = 0) -> Iterator[Event]:
+    """Yield a run's events from a byte offset until it ends.
+
+    Raises:
+        RunCrashed: Its process died without an end.
+    """
+    last: Event | None = None
+    while True:
+        is_live = run.is_live
+        events, offset = run.read(offset)
+        yield from events
+        last = events[-1] if events else last
+        if events:
+            continue
+        if not is_live:
+            break
+        time.sleep(POLL_SECONDS)
+    if not isinstance(last, RunEnded):
+        raise _crash(run)
+
+
+def stop(name: str) -> Run:
+    """Ask a run to finish its step, save and end."""
+    run = find_run(name, runs_folder())
+    if not run.is_live:
+        raise RunError(f"{run.name} is not running")
+    run.request("stop")
+    return run
+
+
+def send_signal(run: Run, number: int) -> None:
+    """Send a signal to a run's process, if it lives."""
+    if run.is_live and (process := run.process_id()):
+        os.kill(process, number)
+
+
+def summarize_runs() -> list[RunSummary]:
+    """Return all runs, live ones first, then the newest."""
+    rows = [RunSummary(run, state := run.state(), run.status(state)) for run in list_runs(runs_folder())]
+    return sorted(rows, key=lambda row: row.status not in {"preparing", "running", "paused"})
+
+
+def remove_run(name: str) -> Run:
+    """Delete a run's folder; a live run is refused."""
+    run = find_run(name, runs_folder())
+    run.remove()
+    return run
+
+
+# Models
+
+
+def list_models() -> "list[ModelFacts]":
+    """Return the models on this machine."""
+    from macft.models.catalog import local_models
+
+    return local_models(home())
+
+
+def pull(name: str, *, config_only: bool = False, progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """Fetch a model by catalog name or Hugging Face id; the only function that goes online."""
+    from macft.models.fetch import pull as fetch
+
+    return fetch(name, home(), progress=progress, config_only=config_only)
+
+
+# Data
+
+
+def check_data(
+    data: DataTable,
+    *,
+    model: str,
+    method: str = "sft",
+    max_seq_length: int = 2048,
+    progress: Callable[[int, int], None] | None = None,
+) -> "DataReport":
+    """Read, render and tokenize rows for a model and report on them.
+
+    Raises:
+        DataError: With every bad row.
+    """
+    from macft.data.prepare import prepare
+
+    tokenizer, facts = _tokenizer(model)
+    longest = min(max_seq_length, facts.context or max_seq_length)
+    return prepare(
+        data, tokenizer, method=method, max_seq_length=longest, vocab_size=facts.vocab_size, progress=progress
+    ).report
+
+
+def show_row(data: DataTable, number: int, *, model: str, method: str = "sft") -> Row:
+    """Return one row as the model sees it; rows count from 1 in the order of the files.
+
+    Raises:
+        DataError: The row is bad, or there is none with this number.
+    """
+    from macft.data.prepare import encode_row
+    from macft.data.report import render_row
+
+    tokenizer, _ = _tokenizer(model)
+    where, encoded = encode_row(data, number, tokenizer, method=method)
+    return Row(
+        where, render_row(encoded, tokenizer), len(encoded.ids), int(encoded.mask.sum()), [int(i) for i in encoded.ids]
+    )
+
+
+# Chat
+
+
+class Chat:
+    """A conversation with a model, its adapter on; `reply` streams.
+
+    Args:
+        name: A run, an adapter folder, or a model.
+        base: Leave the run's adapter off.
+        model: The base of an adapter that does not name one.
+    """
+
+    def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
+        from macft.chat.session import open_chat
+
+        self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
+        self.title = self._session.title
+
+    def reply(
+        self, messages: Sequence[tuple[str, str]], *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+    ) -> "Iterator[ReplyPart]":
+        """Stream the answer to (role, content) turns."""
+        return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def _tokenizer(model: str) -> "tuple[object, ModelFacts]":
+    from macft.models.catalog import resolve
+    from macft.models.describe import describe
+    from macft.models.load import load_tokenizer
+
+    folder = resolve(model, home())
+    return load_tokenizer(folder), describe(folder)
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    from macft.data.sources import check_paths
+    from macft.models.catalog import resolve
+    from macft.models.describe import describe
+
+    check_paths([*recipe.data.train, *recipe.data.valid, *recipe.data.test])
+    facts = describe(resolve(recipe.model, home()))
+    if not facts.trainable:
+        raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")
+    if recipe.start_from:
+        find_adapter(recipe.start_from, runs_folder())
+
+
+def _start_process(run: Run) -> None:
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "macft", "_run", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not run.is_live and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 4)
+
+
+def _crash(run: Run) -> MacftError:
+    log = run.log.read_text(encoding="utf-8", errors="replace")[-4000:] if run.log.is_file() else ""
+    reason, fix = next(
+        (said for sign, said in _CRASHES.items() if sign in log), ("its process died", "Its log may say why.")
+    )
+    return RunCrashed(f"{run.name}: {reason} (log: {run.log})", fix=f"{fix} `macft resume {run.name}` goes on.")
+
+
+INTERRUPT, TERMINATE = int(signal.SIGINT), int(signal.SIGTERM)

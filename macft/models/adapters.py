@@ -1,0 +1,303 @@
+"""Adapters on a model: attach, count, switch off, save, load.
+
+The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. macft speaks of `alpha` and `rank`; the
+raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from macft.errors import ModelError, Problem, RecipeError
+from macft.recipe import LoraTable
+
+WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+ADAPTED = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRAEmbedding)
+_LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+_PRESETS = {"attention": ("attn", "attention", "mixer"), "mlp": ("mlp", "feed_forward", "ffn", "moe")}
+
+
+class KeyedDropout(nn.Module):
+    """Dropout that draws its mask from an explicit key.
+
+    With mlx-lm's own dropout a layer that is recomputed in the backward pass draws another mask, and its gradients are
+    wrong (FACTS.md: relative error 0.72 at 0.1). The same key gives the same mask.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.probability = probability
+        self._key = mx.random.key(0)  # leading underscore: state, but not a parameter
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Zero a share of the inputs and scale the rest up, in training only."""
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = mx.random.bernoulli(1.0 - self.probability, x.shape, key=self._key)
+        return mx.where(kept, x / (1.0 - self.probability), 0.0).astype(x.dtype)
+
+
+def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[str, Any]:
+    """Put a fresh adapter on a frozen model; its output is unchanged until the first update.
+
+    Args:
+        model: A frozen model without adapters.
+        lora: Rank, alpha, dropout, targets and layers.
+        kind: `lora` or `dora`.
+        seed: Fixes the start of the A matrices.
+
+    Returns:
+        The adapter's configuration, as `save_adapter` writes it.
+
+    Raises:
+        RecipeError: No linear layer matches the targets, or there are fewer layers than asked for.
+        ModelError: DoRA on a base whose bits it does not support.
+    """
+    if any(isinstance(module, ADAPTED) for module in model.modules()):
+        raise ModelError("the model has an adapter already", fix="Load it again before attaching another.")
+    total = len(model.layers)
+    count = total if lora.layers == "all" else lora.layers
+    if count > total:
+        raise RecipeError([Problem("lora.layers", f"the model has {total} layers (got {count})")])
+    keys = _target_keys(model, lora)
+    scale = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
+    parameters = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout, "keys": keys}
+    config = {"fine_tune_type": kind, "num_layers": count, "lora_parameters": parameters}
+    mx.random.seed(seed)
+    _convert(model, config)
+    return config
+
+
+def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") -> dict[str, Any]:
+    """Attach an adapter from a folder written by macft or by mlx-lm.
+
+    Args:
+        model: A frozen model without adapters.
+        folder: Holds `adapters.safetensors` and `adapter_config.json`.
+        base_fingerprint: Of the model; an adapter that names another base is refused. Empty: not checked.
+
+    Returns:
+        The adapter's configuration.
+
+    Raises:
+        ModelError: Files are missing or damaged, tensors do not fit the model, or the base is another one.
+    """
+    config = read_adapter_config(folder)
+    trained_on = config.get("macft", {}).get("base_fingerprint", "")
+    if base_fingerprint and trained_on and trained_on != base_fingerprint:
+        raise ModelError(
+            f"{folder.name}: this adapter was trained on another base ({config.get('base_model_name_or_path', '?')})",
+            fix="Use the model it was trained on.",
+        )
+    weights = load_tensors(folder / WEIGHTS)
+    _convert(model, config)
+    expected = adapter_parameters(model) if config.get("fine_tune_type") != "full" else dict(_flat(model.parameters()))
+    check_tensors(weights, expected, where=folder / WEIGHTS, complete=config.get("fine_tune_type") != "full")
+    model.load_weights(list(weights.items()), strict=False)
+    return config
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read and check `adapter_config.json`.
+
+    Raises:
+        ModelError: It is missing, not JSON, or lacks a key that mlx-lm needs; PEFT folders are named as such.
+    """
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not an adapter folder (no {CONFIG})", fix="`macft runs` lists the runs."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+    kind = config.get("fine_tune_type", "lora") if isinstance(config, dict) else None
+    parameters = config.get("lora_parameters") if isinstance(config, dict) else None
+    if kind == "full":
+        return config
+    if (
+        kind not in {"lora", "dora"}
+        or not isinstance(parameters, dict)
+        or not isinstance(config.get("num_layers"), int)
+    ):
+        hint = (
+            "It looks like a PEFT adapter; mlx-lm and macft read their own format." if config.get("peft_type") else ""
+        )
+        raise ModelError(f"{path} lacks num_layers or lora_parameters", fix=hint)
+    if not isinstance(parameters.get("rank"), int) or not isinstance(parameters.get("scale"), int | float):
+        raise ModelError(f"{path}: lora_parameters needs a rank and a scale")
+    parameters.setdefault("dropout", 0.0)
+    return config
+
+
+def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Write an adapter folder into `folder`, which exists.
+
+    `alpha = rank · scale` is always an integer on disk, since the tools that read it expect one; what is left of the
+    scale (rsLoRA) is folded into B, which changes nothing in the product.
+
+    Args:
+        model: Carries the adapter.
+        folder: Where the two files go.
+        config: As `attach` or `load_adapter` returned it.
+        provenance: What made it: base name and fingerprint, template hash, method, step. No absolute paths.
+    """
+    parameters = config["lora_parameters"]
+    rank, scale = parameters["rank"], parameters["scale"]
+    alpha = max(1, round(rank * scale))
+    rest = scale * rank / alpha
+    weights = {
+        name: value * rest if name.endswith("lora_b") and rest != 1.0 else value
+        for name, value in adapter_parameters(model).items()
+    }
+    mx.save_safetensors(str(folder / WEIGHTS), weights, metadata={"format": "mlx"})
+    written = {
+        **config,
+        "lora_parameters": {**parameters, "scale": alpha / rank},
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": parameters["dropout"],
+        "target_modules": sorted({key.rsplit(".", 1)[-1] for key in parameters.get("keys") or []}),
+        "use_dora": config["fine_tune_type"] == "dora",
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": provenance.get("base_model", ""),
+        "macft": provenance,
+    }
+    (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def load_tensors(path: Path) -> dict[str, mx.array]:
+    """Read a safetensors file.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    try:
+        loaded = mx.load(str(path), format="safetensors")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+    return cast(dict[str, mx.array], loaded)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Return the adapter's tensors by name: `lora_a` (in, r), `lora_b` (r, out), and DoRA's `m` (out)."""
+    return {
+        name: value for name, value in _flat(model.parameters()) if name.rsplit(".", 1)[-1] in {"lora_a", "lora_b", "m"}
+    }
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Make the model its base for a while, bit for bit: adapted layers step aside."""
+    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, ADAPTED)]
+    plain = [(name, module.linear if "linear" in module else module.embedding) for name, module in adapted]
+    model.update_modules(tree_unflatten(plain))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(adapted))
+
+
+def set_dropout_keys(model: nn.Module, key: mx.array) -> None:
+    """Give every dropout its own key, derived from one."""
+    dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
+    for module, own in zip(dropouts, mx.random.split(key, max(1, len(dropouts))), strict=False):
+        module._key = own
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Change the dropout of every adapted layer."""
+    for module in model.modules():
+        if isinstance(module, KeyedDropout):
+            module.probability = probability
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again.
+
+    Only this model's layers change, each once; mlx-lm's `grad_checkpoint` patches the class for the whole process.
+    """
+    for layer in model.layers:
+        if not getattr(type(layer), "is_recomputed", False):
+            kind = type(layer)
+            layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed(kind), "is_recomputed": True})
+
+
+def _recomputed(kind: type[nn.Module]) -> Callable[..., Any]:
+    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def inner(parameters: Any, *inputs: Any) -> Any:
+            layer.update(parameters)
+            return kind.__call__(layer, *inputs, **kwargs)
+
+        return mx.checkpoint(inner)(layer.trainable_parameters(), *args)
+
+    return call
+
+
+def check_tensors(
+    found: dict[str, mx.array], expected: dict[str, mx.array], *, where: Path, complete: bool = True
+) -> None:
+    """Compare names, shapes and finiteness of loaded tensors with the model's.
+
+    Raises:
+        ModelError: With the first three tensors that differ.
+    """
+    wrong = [f"{name} is missing" for name in expected if complete and name not in found]
+    for name, value in found.items():
+        if name not in expected:
+            wrong.append(f"{name} has no place in the model")
+        elif value.shape != expected[name].shape:
+            wrong.append(f"{name} has shape {value.shape}, the model's is {expected[name].shape}")
+        elif not mx.isfinite(value).all().item():
+            wrong.append(f"{name} holds NaN or infinity")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(f"{where} does not fit the model: {'; '.join(wrong[:3])}{more}")
+
+
+def _convert(model: nn.Module, config: dict[str, Any]) -> None:
+    if config.get("fine_tune_type") == "full":
+        return
+    is_dora = config["fine_tune_type"] == "dora"
+    if is_dora and any(getattr(module, "bits", 4) in {3, 5, 6} for module in model.modules()):
+        raise ModelError("DoRA does not work on 3-, 5- and 6-bit bases", fix='Use adapter = "lora".')
+    # mlx-lm reads num_layers 0 and −1 as all.
+    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"], use_dora=is_dora)
+    for module in model.modules():
+        if isinstance(module, ADAPTED):
+            module.dropout = KeyedDropout(config["lora_parameters"]["dropout"])
+
+
+def _target_keys(model: nn.Module, lora: LoraTable) -> list[str]:
+    present = sorted(
+        {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, _LINEAR)}
+    )
+    if isinstance(lora.targets, list):
+        keys = [
+            name for name in present if any(name == target or name.endswith("." + target) for target in lora.targets)
+        ]
+    elif lora.targets == "all":
+        keys = present
+    else:
+        parts = _PRESETS[lora.targets]
+        keys = [name for name in present if any(part in name.split(".", 1)[0].lower() for part in parts)]
+    if not keys:
+        raise RecipeError([Problem("lora.targets", f"matches no linear layer (the model has {', '.join(present)})")])
+    return keys
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    return cast(list[tuple[str, mx.array]], tree_flatten(tree))

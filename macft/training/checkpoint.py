@@ -1,0 +1,174 @@
+"""Checkpoints: everything that exact resume needs, in one folder a step.
+
+    checkpoints/step-000200/{weights.safetensors, optimizer.safetensors, state.json}   checkpoints/{latest, best}
+
+The rule: a checkpoint is written aside, flushed and renamed, so a folder that has its name is whole; `latest` and
+`best` are small files replaced the same way. `state.json` holds the sizes and hashes of the rest.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.optimizers import Optimizer
+from mlx.utils import tree_flatten, tree_unflatten
+
+from macft.errors import CheckpointDamaged, ModelError, RunError
+from macft.models.adapters import check_tensors, load_tensors
+from macft.run import PRIVATE_FOLDER, write_atomic
+
+LATEST, BEST = "latest", "best"
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands; with the weights and the optimizer's state it determines all that follows.
+
+    Attributes:
+        step: Updates made; the position in the data follows from it.
+        best_loss: Lowest `eval_loss` so far, nats; infinity before the first evaluation.
+        best_step: Step of that evaluation.
+        stale: Evaluations since then, for early stopping.
+        skipped_in_a_row: Updates refused one after the other because they were not finite.
+    """
+
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int = 0
+    stale: int = 0
+    skipped_in_a_row: int = 0
+
+    def evaluated(self, loss: float) -> "Progress":
+        """Return the progress after an evaluation."""
+        if loss < self.best_loss:
+            return replace(self, best_loss=loss, best_step=self.step, stale=0)
+        return replace(self, stale=self.stale + 1)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        keep: How many of the newest stay, besides the best.
+        world: Fingerprints of what the run stands on: base, tokenizer, template, data, recipe.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, world: dict[str, str]) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> str:
+        """Write a checkpoint and move the pointers; returns its name.
+
+        Raises:
+            RunError: The disk is full or cannot be written; the checkpoints before stand.
+        """
+        name = f"step-{progress.step:06d}"
+        aside = self.folder / f".{name}.tmp"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(mode=PRIVATE_FOLDER)
+            mx.save_safetensors(str(aside / _WEIGHTS), dict(tree_flatten(model.trainable_parameters())))
+            mx.save_safetensors(str(aside / _OPTIMIZER), dict(tree_flatten(optimizer.state)))
+            files = {part: _hash(aside / part) for part in (_WEIGHTS, _OPTIMIZER)}
+            state = {"schema": 1, "progress": asdict(progress), "world": self.world, "files": files}
+            write_atomic(aside / _STATE, json.dumps(state, indent=2).encode())
+            for path in (aside / _WEIGHTS, aside / _OPTIMIZER, aside):
+                flush(path)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            aside.rename(self.folder / name)
+            flush(self.folder)
+            write_atomic(self.folder / LATEST, name.encode())
+            if progress.best_step == progress.step and progress.best_loss < float("inf"):
+                write_atomic(self.folder / BEST, name.encode())
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise RunError(
+                f"checkpoint {name} could not be written ({error})", fix="Free disk space; the last checkpoint stands."
+            ) from None
+        self._prune()
+        return name
+
+    def name_of(self, pointer: str) -> str | None:
+        """Return the checkpoint that `latest` or `best` points to, None when there is none."""
+        try:
+            name = (self.folder / pointer).read_text().strip()
+        except OSError:
+            return None
+        return name if (self.folder / name / _STATE).is_file() else None
+
+    def load(self, name: str, model: nn.Module, optimizer: Optimizer | None = None) -> Progress:
+        """Put a checkpoint into the model, and into the optimizer when one is given.
+
+        Raises:
+            CheckpointDamaged: A file is missing, was changed, or does not fit the model.
+        """
+        folder = self.folder / name
+        state = self.read_state(name)
+        for part, digest in state["files"].items():
+            if not (folder / part).is_file() or _hash(folder / part) != digest:
+                raise CheckpointDamaged(f"{folder / part} is damaged", fix="Resume from an older checkpoint.")
+        try:
+            weights = load_tensors(folder / _WEIGHTS)
+            check_tensors(weights, dict(tree_flatten(model.trainable_parameters())), where=folder / _WEIGHTS)
+        except ModelError as error:
+            raise CheckpointDamaged(error.message, fix="Start a new run with this recipe.") from None
+        model.load_weights(list(weights.items()), strict=False)
+        if optimizer is not None:
+            optimizer.state = tree_unflatten(list(load_tensors(folder / _OPTIMIZER).items()))
+        return Progress(**state["progress"])
+
+    def read_state(self, name: str) -> dict[str, Any]:
+        """Read a checkpoint's `state.json`.
+
+        Raises:
+            CheckpointDamaged: It is missing or not what was written.
+        """
+        path = self.folder / name / _STATE
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+            Progress(**state["progress"])
+            return {**state, "files": dict(state["files"]), "world": dict(state["world"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointDamaged(f"{path} is damaged ({error})", fix="Resume from an older checkpoint.") from None
+
+    def check_world(self, name: str) -> None:
+        """Refuse to go on from a checkpoint that stands on something else.
+
+        Raises:
+            RunError: Naming each fingerprint that differs.
+        """
+        then = self.read_state(name)["world"]
+        changed = [key for key, value in self.world.items() if then.get(key) != value]
+        if changed:
+            raise RunError(
+                f"since the run was started, this changed: {', '.join(changed)}",
+                fix="Put it back, or start a new run with start_from set to this run's adapter.",
+            )
+
+    def _prune(self) -> None:
+        kept = {self.name_of(BEST), self.name_of(LATEST)}
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            if old.name not in kept:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

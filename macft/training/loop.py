@@ -1,0 +1,208 @@
+"""The training loop: what happens, in order, told as events.
+
+The rule: the loop only yields. It prints nothing, opens no file and knows no terminal; what it needs from outside
+(to save, to hear requests, to sample) is handed to it.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.optimizers import Optimizer
+
+from macft.data.batches import Order, make_batch, split_micro_batches
+from macft.data.prepare import TokenRows
+from macft.errors import RunError
+from macft.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Metrics,
+    Paused,
+    Sampled,
+    StepDone,
+    StepSkipped,
+    Warned,
+    WentOn,
+)
+from macft.recipe import BaseRecipe
+from macft.training.checkpoint import Checkpoints, Progress
+from macft.training.evaluate import evaluate
+from macft.training.objectives import Objective
+from macft.training.optimizers import count_steps, learning_rate_at
+from macft.training.update import Updater
+
+SKIPS_ALLOWED = 3
+"""Updates in a row that may be refused before training gives up."""
+PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, rows and a recipe, ready to be trained.
+
+    Attributes:
+        requests: Asked once a step: what the user wants done (pause, go_on, sample, stop).
+        sample: Answers the sample prompts at a step.
+    """
+
+    recipe: BaseRecipe
+    model: nn.Module
+    objective: Objective
+    optimizer: Optimizer
+    train_rows: TokenRows
+    valid_rows: TokenRows
+    micro_batch_size: int
+    compiled: bool
+    checkpoints: Checkpoints
+    requests: Callable[[], list[str]]
+    sample: Callable[[int], Iterator[Sampled]]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended: done, stopped or failed, and what to do about it."""
+
+    progress: Progress
+    status: str
+    reason: str = ""
+    fix: str = ""
+
+
+def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
+    """Train from where `progress` stands to the end, and say what happens.
+
+    Args:
+        job: Model, rows and recipe; the model and the optimizer are changed in place.
+        progress: All zero for a new run; a checkpoint's to go on from it.
+
+    Yields:
+        Every update, evaluation, sample and checkpoint, as it happens.
+
+    Returns:
+        How it ended. Whatever the reason, the last event before it is a checkpoint that training can go on from.
+    """
+    recipe = job.recipe
+    total_steps = count_steps(recipe, len(job.train_rows))
+    order = Order(job.train_rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed)
+    evaluate_every = recipe.evaluate.every or max(1, total_steps // 10)
+    updater = Updater(
+        job.model,
+        job.objective,
+        job.optimizer,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        seed=recipe.seed,
+        compiled=job.compiled,
+    )
+    job.model.train()
+    ending = Ending(progress, "done")
+    saved_at, saved_step = time.monotonic(), progress.step
+    if progress.step == 0:
+        progress = yield from _look(job, progress)
+    while progress.step < total_steps:
+        if (yield from _obey(job, progress.step)) == "stop":
+            ending = Ending(progress, "stopped", "you asked for it", "`macft resume` goes on from here.")
+            break
+        step = progress.step + 1
+        rate = learning_rate_at(step, total_steps=total_steps, peak=recipe.learning_rate, schedule=recipe.schedule)
+        event = _update(job, updater, order, step, rate)
+        yield event
+        skipped = progress.skipped_in_a_row + 1 if isinstance(event, StepSkipped) else 0
+        progress = replace(progress, step=step, skipped_in_a_row=skipped)
+        if skipped == SKIPS_ALLOWED:
+            ending = Ending(
+                progress,
+                "failed",
+                f"the loss or its gradient was not finite {skipped} times in a row",
+                "Look at the rows that the log names, or lower learning_rate; no weight was changed by them.",
+            )
+            break
+        if step % evaluate_every == 0 or step == total_steps:
+            progress = yield from _look(job, progress)
+            if recipe.evaluate.patience and progress.stale >= recipe.evaluate.patience:
+                ending = Ending(progress, "done", f"eval_loss has not improved since step {progress.best_step}")
+                break
+        is_best = progress.best_step == step
+        old = time.monotonic() - saved_at > recipe.checkpoint.minutes * 60
+        if step % recipe.checkpoint.every == 0 or is_best or old:
+            yield _save(job, progress)
+            saved_at, saved_step = time.monotonic(), step
+    if saved_step != progress.step:
+        yield _save(job, progress)
+    return replace(ending, progress=progress)
+
+
+def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) -> Event:
+    started = time.perf_counter()
+    indices = order.rows_of(step)
+    parts = split_micro_batches(indices, job.train_rows.lengths, micro_batch_size=job.micro_batch_size)
+    outcome = updater(step, [make_batch(job.train_rows, part) for part in parts], rate)
+    seconds = time.perf_counter() - started
+    if not outcome.is_finite:
+        rows = [job.train_rows.where[index] for index in indices]
+        reason = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+        return StepSkipped(step=step, rows=rows, reason=reason)
+    tokens = int(job.train_rows.lengths[indices].sum())
+    metrics: Metrics = {
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "learning_rate": rate,
+        "tokens": tokens,
+        "supervised_tokens": int(job.train_rows.supervised[indices].sum()),
+        "tokens_per_second": tokens / seconds,
+        "step_seconds": seconds,
+        "active_memory_bytes": mx.get_active_memory(),
+        "cache_memory_bytes": mx.get_cache_memory(),
+        "peak_memory_bytes": mx.get_peak_memory(),
+    }
+    return StepDone(step=step, epoch=step / order.steps_per_epoch, metrics=metrics)
+
+
+def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
+    """Score the validation rows and answer the sample prompts."""
+    if len(job.valid_rows):
+        started = time.perf_counter()
+        loss, weight = evaluate(job.model, job.objective, job.valid_rows, batch_size=job.micro_batch_size)
+        progress = progress.evaluated(loss)
+        yield Evaluated(
+            step=progress.step,
+            metrics={
+                "eval_loss": loss,
+                "eval_supervised_tokens": weight,
+                "eval_seconds": time.perf_counter() - started,
+            },
+            is_best=progress.best_step == progress.step,
+        )
+    yield from job.sample(progress.step)
+    return progress
+
+
+def _obey(job: Job, step: int) -> Generator[Event, None, str]:
+    """Do what was asked for since the last step; returns `stop` when training shall end."""
+    paused = False
+    while True:
+        for action in job.requests():
+            if action == "stop":
+                return "stop"
+            if action == "sample":
+                yield from job.sample(step)
+            elif action == "pause" and not paused:
+                paused = True
+                yield Paused(step=step)
+            elif action == "go_on" and paused:
+                paused = False
+                yield WentOn(step=step)
+        if not paused:
+            return ""
+        time.sleep(PAUSE_SECONDS)
+
+
+def _save(job: Job, progress: Progress) -> Event:
+    """Write a checkpoint; a full disk is a warning, since the last checkpoint stands and training can go on."""
+    try:
+        name = job.checkpoints.save(job.model, job.optimizer, progress)
+    except RunError as error:
+        return Warned(step=progress.step, message=error.message, fix=error.fix)
+    return CheckpointSaved(step=progress.step, name=name, is_best=progress.best_step == progress.step)

@@ -1,0 +1,107 @@
+"""What a run leaves behind: the adapter or the model, and the score of Base against tuned.
+
+The rule: a result is written aside and renamed, holds no absolute path, and loads in stock mlx-lm as it is.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import save_model
+
+from macft.chat.generate import answer_batch
+from macft.data.questions import Question
+from macft.events import Scored
+from macft.measure.answers import score_answers
+from macft.measure.table import pick_examples
+from macft.models.adapters import adapters_off, save_adapter
+from macft.run import PRIVATE_FOLDER, Run, write_atomic
+from macft.training.checkpoint import flush
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "*.jinja",
+    "vocab.*",
+    "merges.txt",
+    "generation_config.json",
+)
+
+
+def write_adapter(run: Run, model: nn.Module, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
+    """Write `RUN/adapter/`, a plain mlx-lm adapter folder."""
+    return _replace(run.path / "adapter", lambda aside: save_adapter(model, aside, config, provenance))
+
+
+def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
+    """Write `RUN/model/`, a model folder with the tokenizer of its base."""
+
+    def fill(aside: Path) -> None:
+        save_model(aside, model)
+        (aside / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (aside / "macft.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
+        for pattern in TOKENIZER_FILES:
+            for file in base.glob(pattern):
+                shutil.copyfile(file, aside / file.name)
+
+    return _replace(run.path / "model", fill)
+
+
+def score(
+    tuned: nn.Module,
+    base: nn.Module | None,
+    tokenizer: TokenizerWrapper,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int,
+    progress: Callable[[int, int], None],
+) -> Scored:
+    """Let Base and tuned answer held-back questions, in batches, and score both.
+
+    Args:
+        tuned: The trained model.
+        base: The model before training; None when it is `tuned` without its adapter.
+        tokenizer: Of both.
+        questions: With references.
+        max_tokens: Longest answer.
+        progress: Told (answers done, all answers of both).
+    """
+    prompts, references = [question.ids for question in questions], [question.reference for question in questions]
+
+    def answers(model: nn.Module, before: int) -> list[str]:
+        def told(done: int, _: int) -> None:
+            progress(before + done, 2 * len(prompts))
+
+        return [answer.text for answer in answer_batch(model, tokenizer, prompts, max_tokens=max_tokens, progress=told)]
+
+    tuned.eval()
+    of_tuned = answers(tuned, 0)
+    if base is None:
+        with adapters_off(tuned):
+            of_base = answers(tuned, len(prompts))
+    else:
+        of_base = answers(base, len(prompts))
+    before, after = score_answers(of_base, references), score_answers(of_tuned, references)
+    examples = pick_examples(before, after, [question.text for question in questions])
+    return Scored(rows=len(prompts), base=before.metrics, tuned=after.metrics, examples=examples)
+
+
+def _replace(folder: Path, fill: Callable[[Path], None]) -> Path:
+    aside, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(mode=PRIVATE_FOLDER)
+    fill(aside)
+    for file in aside.iterdir():
+        flush(file)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
