@@ -11,6 +11,7 @@ from macft.doctor import Finding, Probe, bundle, diagnose, frames_of, probe_mlx,
 from macft.events import (
     CheckpointSaved,
     Evaluated,
+    Event,
     PhaseProgress,
     RunEnded,
     RunStarted,
