@@ -20,6 +20,7 @@ LIGHT = [
     "macft.doctor",
     "macft.errors",
     "macft.events",
+    "macft.gallery",
     "macft.machine",
     "macft.memory",
     "macft.models.catalog",
