@@ -70,7 +70,6 @@ class TrainingPlanned(Event):
     steps_per_epoch: int
     train_rows: int
     valid_rows: int
-    test_rows: int
     trainable_parameters: int
     parameters: int
     micro_batch_size: int

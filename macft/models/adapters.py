@@ -299,5 +299,11 @@ def _target_keys(model: nn.Module, lora: LoraTable) -> list[str]:
     return keys
 
 
+def count_values(tree: Any) -> tuple[int, int]:
+    """Return how many values a tree of arrays holds, and their bytes."""
+    leaves = [value for _, value in _flat(tree)]
+    return sum(leaf.size for leaf in leaves), sum(leaf.nbytes for leaf in leaves)
+
+
 def _flat(tree: Any) -> list[tuple[str, mx.array]]:
     return cast(list[tuple[str, mx.array]], tree_flatten(tree))

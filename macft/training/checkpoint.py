@@ -139,6 +139,10 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointDamaged(f"{path} is damaged ({error})", fix="Resume from an older checkpoint.") from None
 
+    def progress_of(self, name: str) -> Progress:
+        """Return where training stood at a checkpoint."""
+        return Progress(**self.read_state(name)["progress"])
+
     def check_world(self, name: str) -> None:
         """Refuse to go on from a checkpoint that stands on something else.
 

@@ -18,6 +18,8 @@ from macft.models.head import Head
 class Objective(Protocol):
     """A training method: what it sums up on a micro-batch, and what an update's sum is divided by."""
 
+    head: Head
+
     def weight(self, batch: Batch) -> float:
         """Return what this micro-batch counts in the update: supervised tokens here, pairs in DPO."""
 

@@ -55,9 +55,9 @@ def run_to_end(run: Run) -> int:
         requests = Requests(run)
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
-            from macft.training.session import run_session
+            from macft.training.session import Session
 
-            ending = run_session(load_recipe(run.path / "recipe.toml"), run, emit=run.append, requests=requests)
+            ending = Session(load_recipe(run.path / "recipe.toml"), run, emit=run.append, requests=requests).run()
         except Stopped as stop:
             run.append(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
             return 128 + (requests.signal_number or signal.SIGTERM)

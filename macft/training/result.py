@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import save_model
@@ -20,7 +19,7 @@ from macft.events import Scored
 from macft.measure.answers import score_answers
 from macft.measure.table import pick_examples
 from macft.models.adapters import adapters_off, save_adapter
-from macft.run import PRIVATE_FOLDER, Run, write_atomic
+from macft.run import PRIVATE_FOLDER, Run
 from macft.training.checkpoint import flush
 
 TOKENIZER_FILES = (

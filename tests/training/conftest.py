@@ -1,0 +1,70 @@
+"""Rows and models that are small enough to be trained in a test."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from macft.models.adapters import attach
+from macft.models.head import find_head
+from macft.models.load import load_model
+from macft.recipe import LoraTable
+from macft.training.objectives import Supervised
+from tests.golden import SCALES, TARGETS, GoldenCase, load_case
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Tokenized rows held as plain arrays: what `data.batches.Rows` asks for."""
+
+    ids: list[np.ndarray]
+    masks: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row) for row in self.ids])
+
+    @property
+    def supervised(self) -> np.ndarray:
+        return np.array([int(mask.sum()) for mask in self.masks])
+
+    @property
+    def where(self) -> list[str]:
+        return [f"rows.jsonl:{number}" for number in range(1, len(self.ids) + 1)]
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.ids[index], self.masks[index]
+
+
+def rows_of(case: GoldenCase) -> ArrayRows:
+    """The batch of a golden case as rows of their own lengths."""
+    return ArrayRows(
+        [case.ids[place, :length].astype(np.int32) for place, length in enumerate(case.lengths)],
+        [case.loss_mask[place, :length].astype(bool) for place, length in enumerate(case.lengths)],
+    )
+
+
+def adapted(case: GoldenCase, kind: str) -> nn.Module:
+    """The case's model with the adapter of a kind, weights and all."""
+    model, _ = load_model(case.folder, compute_dtype="float32")
+    golden = case.adapters[kind]
+    rank = golden.rank
+    alpha = SCALES[kind] * rank**0.5 if kind == "rslora" else SCALES[kind] * rank
+    table = LoraTable(rank=rank, alpha=alpha, targets=list(TARGETS), rslora=kind == "rslora")
+    attach(model, table, kind="dora" if kind == "dora" else "lora", seed=0)
+    model.load_weights([(name, mx.array(value)) for name, value in golden.weights.items()], strict=False)
+    return model
+
+
+def objective_of(model: nn.Module) -> Supervised:
+    return Supervised(find_head(model))
+
+
+@pytest.fixture
+def llama() -> GoldenCase:
+    return load_case("llama")
