@@ -1,0 +1,100 @@
+"""What is in the data: counts for the plan and the screens, and a row as the model sees it.
+
+The rule: nothing that was left out, cut or changed goes uncounted.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from macft.data.chat_template import Encoded, decode
+from macft.data.turns import Tokenizer
+
+_BARS = 16
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Facts about the rows of a run; all lengths in tokens.
+
+    Attributes:
+        rows_read: Rows of all files, before anything was left out.
+        train_rows: Rows trained on, after splitting.
+        tokens: Tokens of the training rows.
+        supervised_tokens: Those of them that are trained on.
+        histogram: Upper bound of a length and the number of training rows up to it, from the last bound on.
+        dropped: Reason to number of rows left out.
+        truncated_rows: Rows whose end was cut off.
+        split_rows: Rows that became several.
+        duplicate_rows: Rows that say the same as an earlier training row.
+        leaked_rows: Validation and test rows that also stand in the training rows.
+        formats: Kind of example to number of rows.
+        notes: What was done to rows that their author should know, to number of rows.
+    """
+
+    rows_read: int
+    train_rows: int
+    valid_rows: int
+    test_rows: int
+    tokens: int
+    supervised_tokens: int
+    length_p50: int
+    length_p90: int
+    length_p99: int
+    length_max: int
+    histogram: tuple[tuple[int, int], ...]
+    dropped: Mapping[str, int]
+    truncated_rows: int
+    split_rows: int
+    duplicate_rows: int
+    leaked_rows: int
+    formats: Mapping[str, int]
+    notes: Mapping[str, int]
+
+    @property
+    def supervised_share(self) -> float:
+        """The share of the training tokens that is trained on."""
+        return self.supervised_tokens / max(1, self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"schema": 1, **asdict(self), "supervised_share": self.supervised_share}
+
+
+def summarize_lengths(lengths: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return the length fields of a report for the lengths of the training rows [N]."""
+    if not len(lengths):
+        return {"length_p50": 0, "length_p90": 0, "length_p99": 0, "length_max": 0, "histogram": ()}
+    names = ("length_p50", "length_p90", "length_p99", "length_max")
+    levels = np.percentile(lengths, (50, 90, 99, 100), method="higher")
+    edges = np.unique(np.ceil(np.linspace(0, lengths.max(), _BARS + 1)).astype(np.int64))
+    counts = np.histogram(lengths - 1, bins=edges)[0]  # a bar holds (edge, next edge]
+    bars = tuple((int(edge), int(count)) for edge, count in zip(edges[1:], counts, strict=True))
+    return {**{name: int(level) for name, level in zip(names, levels, strict=True)}, "histogram": bars}
+
+
+def sort_counts(counts: Counter[str]) -> dict[str, int]:
+    """Return counts as a plain mapping, the most frequent first."""
+    return dict(counts.most_common())
+
+
+def render_row(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """Return a row's text in runs that are trained on or not; a character is never torn between two runs."""
+    ids, mask = encoded
+    runs: list[tuple[str, bool]] = []
+    start, done = 0, ""
+    for end in range(1, len(ids) + 1):
+        if end < len(ids) and mask[end] == mask[end - 1]:
+            continue
+        text = decode(tokenizer, ids[:end])
+        if end < len(ids) and text.endswith(REPLACEMENT):  # the last character goes on in the next token
+            continue
+        piece = text[len(done) :] if text.startswith(done) else decode(tokenizer, ids[start:end])
+        runs.append((piece, bool(mask[end - 1])))
+        start, done = end, text
+    return runs
