@@ -187,7 +187,12 @@ class RunEnded(Event):
     exit_code: int = 0
 
 
-_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in Event.__subclasses__()}
+EVENT_TYPES: dict[str, type[Event]] = {
+    kind.type: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Event) and kind.type
+}
+"""Every kind of event by the name it has on disk."""
 
 
 def encode_event(event: Event) -> str:
@@ -200,7 +205,7 @@ def decode_event(line: str) -> Event | None:
     """Return the event of a line, or None when its type is unknown or the line is not an event."""
     try:
         values = json.loads(line)
-        kind = _TYPES[values["type"]]
+        kind = EVENT_TYPES[values["type"]]
         known = {item.name for item in dataclasses.fields(kind)}
         return kind(**{key: value for key, value in values.items() if key in known})
     except (ValueError, KeyError, TypeError):

@@ -83,7 +83,6 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
 
 
 _STATUS: dict[type[Event], str] = {
-    RunStarted: "preparing",
     RunResumed: "preparing",
     TrainingPlanned: "running",
     StepDone: "running",
@@ -91,7 +90,6 @@ _STATUS: dict[type[Event], str] = {
     WentOn: "running",
 }
 _LATEST: dict[type[Event], str] = {
-    RunStarted: "started",
     TrainingPlanned: "planned",
     PhaseProgress: "phase",
     Scored: "scores",
@@ -114,6 +112,8 @@ def _after(state: RunState, event: Event) -> RunState:
     if kind in _LATEST:
         changes[_LATEST[kind]] = event
     match event:
+        case RunStarted():
+            return RunState(status="preparing", started=event, updated=event.time)
         case RunResumed():
             changes |= _rewound(state, event.step)
         case StepDone() | StepSkipped():
