@@ -163,7 +163,7 @@ class _Codec:
         for index in choose_turns(chat.messages, train_on):
             turn, more = find_turn(chat, rendered, index, self.tokenizer, self.control)
             turns.append(turn)
-            notes |= more
+            notes |= more | ({STOP_ADDED} if turn.is_open else set())
         return self.tokenize(self.cut(rendered, turns), notes, train_all=train_on == "all"), notes
 
     def encode_bare(self, prompt: str, text: str, train_on: str) -> tuple[Encoded, set[str]]:

@@ -206,8 +206,17 @@ def _chat(messages: list[Message], value: Object, path: str) -> ChatExample:
         messages = [Message("system", system), *messages]
     if not any(message.role == "assistant" and message.train for message in messages):
         raise RowProblem(f"{path} has no assistant turn to learn from")
-    tools = [] if value.get("tools") in (None, "", []) else _objects(_parse_json(value["tools"], "tools"), "tools")
-    return ChatExample(tuple(messages), tuple(tools))
+    return ChatExample(tuple(messages), tuple(_tools(value)))
+
+
+def _tools(value: Object) -> list[Object]:
+    if value.get("tools") in (None, "", []):
+        return []
+    tools = _objects(_parse_json(value["tools"], "tools"), "tools")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool.get("function", {}), dict):
+            raise RowProblem(f"tools[{index}].function is {kind_of(tool['function'])} (expected an object)")
+    return tools
 
 
 def _messages(value: Object) -> ChatExample:
@@ -329,7 +338,7 @@ def _completion(value: Object) -> Example:
         kinds = f"prompt is {kind_of(prompt)} and completion is {kind_of(completion)}"
         raise RowProblem(f"{kinds} (expected both texts or both lists of messages)")
     if isinstance(prompt, list):
-        context = [replace(message, train=False) for message in _message_list(prompt, "prompt")]
+        context = [replace(turn, train=turn.role != "assistant") for turn in _message_list(prompt, "prompt")]
         return _chat([*context, *_message_list(completion, "completion")], value, "completion")
     prompt = _text(value, "prompt", "prompt", empty=True)
     example = CompletionExample(prompt, _text(value, "completion", "completion"))

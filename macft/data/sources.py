@@ -192,7 +192,8 @@ _LENIENT = json.JSONDecoder(parse_int=len)
 
 def _explain(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"is not valid JSON: {error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+        what = error.msg.removesuffix(" at")
+        return f"is not valid JSON: {what[0].lower()}{what[1:]} at column {error.colno}"
     return "is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

@@ -5,6 +5,7 @@ plain and marked (`marks`); where a turn starts, by asking the template for the 
 apart is refused, never guessed.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from macft.data.examples import Message, RowProblem
 from macft.data.marks import Span, is_markable, mark, unmark
 
-SYSTEM_MERGED = "the template has no system role: the system text is merged into the first user turn"
+SYSTEM_MERGED = "the template refuses or drops the system text: it is merged into the first user turn"
 PROMPT_DIFFERS = "the template writes past turns otherwise than it prompts for new ones: trained on as it writes them"
 THINKING_HIDDEN = "the template hides the thinking of earlier turns: it is not trained on"
 TOOLS_IGNORED = "the template ignores the tools"
@@ -114,6 +115,10 @@ def render(
         RowProblem: The template refuses the chat, loses a message, or writes what cannot be told apart.
     """
     _refuse_unmarkable(chat, control)
+    if prompt and chat.messages[0].role == "system":  # as it will be once the answer is there, and was in training
+        with contextlib.suppress(RowProblem):
+            answered = chat._replace(messages=(*chat.messages, Message("assistant", "ok")))
+            chat = chat._replace(messages=render(answered, tokenizer, control, prompt=False)[0].messages[:-1])
     try:
         rendered, notes = _render_marked(chat, tokenizer, prompt), set[str]()
     except RowProblem:
@@ -241,9 +246,12 @@ def _find_start(chat: Chat, rendered: Rendered, index: int, tokenizer: Tokenizer
         if rendered.text.startswith(prompt.text) and len(prompt.text) <= first:
             return len(prompt.text), {PROMPT_DIFFERS} if endings else set()
         endings.append(prompt.text[prompt.spans[-1].end if prompt.spans else 0 :])
+    gap = rendered.text[low:first]
     for ending in filter(None, endings):
-        if rendered.text.startswith(ending, low) and low + len(ending) <= first:
-            return low + len(ending), {PROMPT_DIFFERS}
+        pairs = enumerate(zip(gap, ending, strict=False))
+        common = next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(gap), len(ending)))
+        if common == len(ending) or not gap[common:].strip():
+            return low + common, {PROMPT_DIFFERS}
     if chat.messages[index].content is None:
         raise RowProblem(f"the chat template hides where messages[{index}] starts")
     return first, {PROMPT_DIFFERS}
