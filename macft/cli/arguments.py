@@ -17,7 +17,8 @@ from macft import api
 from macft.errors import ModelError, Problem, RecipeError
 from macft.recipe import DataTable, Recipe, apply_overrides, make_recipe
 
-STDIN = "-"
+STDIN = "/dev/stdin"
+"""What a lone dash is called from here on."""
 FIRST_MODEL = "smollm2-135m"
 
 AsJson = Annotated[bool, Parameter(name="--json")]
@@ -28,7 +29,7 @@ TrainOn = Literal["assistant", "last", "all"]
 
 
 def read_recipe(name: str, *, model: str | None, data: Sequence[str], settings: Sequence[str]) -> Recipe:
-    """Read a recipe by path, gallery name or from stdin (`-`), with what the command line changes.
+    """Read a recipe by path, gallery name or from stdin, with what the command line changes.
 
     Raises:
         RecipeError: With every problem.
@@ -71,7 +72,7 @@ def choose_model(model: str | None) -> str:
 
 
 def _absolute(paths: Sequence[str]) -> list[str]:
-    return [path if path == STDIN else str(Path(path).expanduser().resolve()) for path in paths]
+    return ["-" if path == STDIN else str(Path(path).expanduser().resolve()) for path in paths]
 
 
 def _model_path(model: str) -> str:

@@ -77,7 +77,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    code = app(arguments or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+    # A lone dash is an option to cyclopts; its other name is not.
+    named = [STDIN if argument == "-" else argument for argument in arguments]
+    code = app(named or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 
@@ -101,7 +103,7 @@ def train(
     Args:
         recipe: A file, a name from `macft recipes`, or - to read it from stdin.
         model: Instead of the recipe's model.
-        data: Rows to learn from, instead of the recipe's.
+        data: Files or folders of rows to learn from, instead of the recipe's.
         out: The run's folder; a new one below MACFT_RUNS when left out.
         set_: Set a key of the recipe, like lora.rank=16; may be repeated.
         json: Print the run's events as they are written.
