@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from macft.errors import MacftError, ModelError, RunCrashed, RunError
+from macft.errors import DataError, MacftError, ModelError, Problem, RunCrashed, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
 from macft.machine import home, runs_folder
@@ -23,6 +23,10 @@ from macft.state import RunState
 
 if TYPE_CHECKING:
     from macft.chat.generate import ReplyPart
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from macft.data.examples import Role
+    from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
 
@@ -43,16 +47,6 @@ class RunSummary(NamedTuple):
     run: Run
     state: RunState
     status: str
-
-
-class Row(NamedTuple):
-    """A row as the model sees it: where it stands, its spans of (text, trained on), its tokens."""
-
-    where: str
-    spans: list[tuple[str, bool]]
-    tokens: int
-    supervised_tokens: int
-    ids: list[int]
 
 
 # Recipes and runs
@@ -189,20 +183,15 @@ def check_data(
     ).report
 
 
-def show_row(data: DataTable, number: int, *, model: str, method: str = "sft") -> Row:
+def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
     """Return one row as the model sees it; rows count from 1 in the order of the files.
 
     Raises:
         DataError: The row is bad, or there is none with this number.
     """
-    from macft.data.prepare import encode_row
-    from macft.data.report import render_row
+    from macft.data.inspect import view_row
 
-    tokenizer, _ = _tokenizer(model)
-    where, encoded = encode_row(data, number, tokenizer, method=method)
-    return Row(
-        where, render_row(encoded, tokenizer), len(encoded.ids), int(encoded.mask.sum()), [int(i) for i in encoded.ids]
-    )
+    return view_row(data, number, _tokenizer(model)[0])
 
 
 # Chat
@@ -218,19 +207,20 @@ class Chat:
     """
 
     def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
+        import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
         from macft.chat.session import open_chat
 
         self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
-        self.title = self._session.title
+        self.title, self.note = self._session.title, self._session.note
 
     def reply(
-        self, messages: Sequence[tuple[str, str]], *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
+        self, messages: "Sequence[tuple[Role, str]]", *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
     ) -> "Iterator[ReplyPart]":
         """Stream the answer to (role, content) turns."""
         return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
-def _tokenizer(model: str) -> "tuple[object, ModelFacts]":
+def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":
     from macft.models.catalog import resolve
     from macft.models.describe import describe
     from macft.models.load import load_tokenizer
@@ -240,11 +230,12 @@ def _tokenizer(model: str) -> "tuple[object, ModelFacts]":
 
 
 def _check_inputs(recipe: Recipe) -> None:
-    from macft.data.sources import check_paths
     from macft.models.catalog import resolve
     from macft.models.describe import describe
 
-    check_paths([*recipe.data.train, *recipe.data.valid, *recipe.data.test])
+    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
+    if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
+        raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
     facts = describe(resolve(recipe.model, home()))
     if not facts.trainable:
         raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")

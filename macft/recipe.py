@@ -118,7 +118,7 @@ class ScheduleTable(Table):
     """Share of all steps spent warming up when `warmup_steps` is not given."""
 
     final_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The rate at the last step, as a share of `learning_rate`."""
+    """Where the decay ends, just after the last step, as a share of `learning_rate`."""
 
     decay_fraction: float = Field(default=0.2, gt=0.0, le=1.0)
     """Share of all steps that wsd decays over."""

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from macft.chat.generate import ReplyPart, stream_reply
-from macft.data.chat_template import render_prompt
+from macft.data.chat_template import find_stop_ids, render_prompt
 from macft.data.examples import Message, Role
 from macft.errors import ModelError, RunError
 from macft.models.adapters import load_adapter, read_adapter_config
@@ -84,11 +84,17 @@ def open_chat(name: str, *, home: Path, runs: Path, base: bool = False, model: s
     own_name = adapter.parent.name if adapter.name == "adapter" else adapter.name
     title = folder.name if base else f"{folder.name} + {own_name}"
     thinking = bool(origin.get("enable_thinking", False))
-    return ChatSession(title, note, loaded.eval(), load_tokenizer(folder), thinking)
+    return ChatSession(title, note, loaded.eval(), _answering(folder), thinking)
 
 
 def _open_model(folder: Path, title: str) -> ChatSession:
-    return ChatSession(title, "", load_model(folder)[0].eval(), load_tokenizer(folder), enable_thinking=False)
+    return ChatSession(title, "", load_model(folder)[0].eval(), _answering(folder), enable_thinking=False)
+
+
+def _answering(folder: Path) -> TokenizerWrapper:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token_ids = find_stop_ids(tokenizer)
+    return tokenizer
 
 
 def _base_of(name: str, runs: Path) -> str | None:

@@ -44,14 +44,15 @@ def learning_rate_at(step: int, *, total_steps: int, peak: float, schedule: Sche
         schedule: Name, warm-up and end.
 
     Returns:
-        The rate. With warm-up w it is `peak · step / (w + 1)` up to step w, so the first update is never 0.
+        The rate. With warm-up w it is `peak · step / (w + 1)` up to step w, so the first update is
+        never 0; `final_fraction` is where the decay arrives one step after the last, so that one is not 0 either.
     """
     warmup = schedule.warmup_steps
     if warmup is None:
         warmup = round(schedule.warmup_fraction * total_steps)
     if step <= warmup:
         return peak * step / (warmup + 1)
-    done = (step - warmup - 1) / max(1, total_steps - warmup - 1)
+    done = (step - warmup - 1) / (total_steps - warmup)
     end = schedule.final_fraction
     match schedule.name:
         case "cosine":

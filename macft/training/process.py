@@ -55,6 +55,7 @@ def run_to_end(run: Run) -> int:
         requests = Requests(run)
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
+            import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
             from macft.training.session import Session
 
             ending = Session(load_recipe(run.path / "recipe.toml"), run, emit=run.append, requests=requests).run()

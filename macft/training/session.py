@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
+from macft.data.chat_template import find_stop_ids
 from macft.data.examples import Example
 from macft.data.prepare import Prepared, prepare
 from macft.data.questions import Question, ask, questions_from
@@ -38,6 +39,8 @@ from macft.training.trainable import make_trainable
 
 MEMORY_SHARE = 0.5
 """Share of the memory left beside weights and adapter that one micro-batch may take."""
+CPU_TOKENS = 640
+"""Tokens a micro-batch on the CPU backend, when memory would allow more."""
 FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "compile"}
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
@@ -69,6 +72,7 @@ class Session:
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
         self._refuse_untrainable()
         self.tokenizer = load_tokenizer(self.folder)
+        self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
         data = self._prepare()
         self.checkpoints.world = self._world(data)
         if latest is not None:
@@ -110,8 +114,8 @@ class Session:
             vocab_size=self.facts.vocab_size,
             progress=self._teller("tokenize"),
         )
-        for note in data.report.notes:
-            self.emit(Warned(message=note))
+        for note, rows in data.report.notes.items():
+            self.emit(Warned(message=f"{note} (rows: {rows:,})"))
         return data
 
     def _make_job(self, model: nn.Module, data: Prepared) -> Job:
@@ -171,7 +175,9 @@ class Session:
             recomputed=self.recipe.recompute == "layer",
         )
         a_row = activations + logit_bytes(longest, vocabulary=self.facts.vocab_size)
-        return largest_micro_batch(a_row, int(left * MEMORY_SHARE), batch_size=self.recipe.batch_size)
+        size = largest_micro_batch(a_row, int(left * MEMORY_SHARE), batch_size=self.recipe.batch_size)
+        # A CPU gains nothing from more rows at once, and loses its caches.
+        return min(size, max(1, CPU_TOKENS // longest)) if mx.default_device() == mx.cpu else size
 
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
