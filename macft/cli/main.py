@@ -248,6 +248,8 @@ def chat(
     once = sys.stdin.read() if piped else prompt
     session = api.Chat(name, base=base, model=model)
     reply = partial(session.reply, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    if session.note:
+        narrate(f"▲ {session.note}")
     if once is not None:
         talk.answer_once(reply, once, system=system)
         return

@@ -71,7 +71,6 @@ def show_row(
     *,
     row: Positive,
     model: str | None = None,
-    method: Method = "sft",
     train_on: TrainOn = "assistant",
     ids: bool = False,
     json: AsJson = False,
@@ -83,13 +82,12 @@ def show_row(
         file: A file or folder of rows; - reads JSONL from stdin.
         row: Its place, counted from 1.
         model: Whose tokenizer and template; the only model here when left out.
-        method: What the rows are for.
         train_on: Which tokens are trained on; assistant when left out.
         ids: Print the token ids too.
         json: Print JSON.
         plain: Mark with a line of ▔ below instead of underlining.
     """
-    found = api.show_row(read_data_table([file], train_on=train_on), row, model=choose_model(model), method=method)
+    found = api.show_row(read_data_table([file], train_on=train_on), row, model=choose_model(model))
     if json:
         tables.print_json(tables.row_values(found))
     else:

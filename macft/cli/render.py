@@ -4,6 +4,7 @@ The rule: a view gets an event and the state after it, and knows no engine, no r
 recorded list of events shows the same text again.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
@@ -69,7 +70,8 @@ def open_view(*, json: bool = False, plain: bool = False, quiet: bool = False) -
         return JsonView(_to_stdout, narrate)
     if quiet:
         return PlainView(lambda _: None)
-    return PlainView(narrate) if plain or not sys.stderr.isatty() else LiveView()
+    can_move = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveView() if can_move and not plain else PlainView(narrate)
 
 
 class JsonView:

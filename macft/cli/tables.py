@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from macft.api import Row, RunSummary
+from macft.api import RunSummary
 from macft.cli.format import MISSING, clean, columns, count, duration, number, one_line
 from macft.events import Scored
 from macft.run import Run
@@ -21,6 +21,7 @@ from macft.state import RunState
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.doctor import Finding
     from macft.models.describe import ModelFacts
@@ -137,23 +138,32 @@ def _sparkline(values: Sequence[int]) -> str:
     return "".join(_BARS[-(-value * (len(_BARS) - 1) // highest)] for value in values)
 
 
-def row_values(row: Row) -> dict[str, Any]:
+def row_values(row: "RowView") -> dict[str, Any]:
     """Return a row as JSON values."""
-    spans = [{"text": text, "trained": trained} for text, trained in row.spans]
-    return {**row._asdict(), "spans": spans}
+    ids, mask = row.encoded
+    return {
+        "where": row.where,
+        "tokens": len(ids),
+        "supervised_tokens": int(mask.sum()),
+        "spans": [{"text": text, "trained": trained} for text, trained in row.spans],
+        "ids": [int(token) for token in ids],
+        "loss_mask": [int(trained) for trained in mask],
+    }
 
 
-def print_row(row: Row, *, with_ids: bool, plain: bool) -> None:
+def print_row(row: "RowView", *, with_ids: bool, plain: bool) -> None:
     """Print a row as the model sees it: trained text underlined on a terminal, else with ▔ below it."""
-    share = row.supervised_tokens / max(1, row.tokens)
-    print(f"{one_line(row.where)} · {row.tokens:,} tokens · {row.supervised_tokens:,} trained on ({share:.0%})\n")
+    values = row_values(row)
+    tokens, trained_tokens = values["tokens"], values["supervised_tokens"]
+    share = trained_tokens / max(1, tokens)
+    print(f"{one_line(row.where)} · {tokens:,} tokens · {trained_tokens:,} trained on ({share:.0%})\n")
     spans = [(clean(text).replace("\n", "⏎\n"), trained) for text, trained in row.spans]
     if plain or not sys.stdout.isatty():
         print_lines(marked_lines(spans))
     else:
         _print_underlined(spans)
     if with_ids:
-        print("\nids", *row.ids)
+        print("\nids", *values["ids"])
 
 
 def marked_lines(spans: Iterable[tuple[str, bool]]) -> Iterator[str]:

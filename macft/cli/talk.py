@@ -5,11 +5,13 @@ The rule: replies go to stdout as they come, everything else to stderr.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from macft.cli.format import clean
 
-Turn = tuple[str, str]
+if TYPE_CHECKING:
+    from macft.data.examples import Role
+
 HELP = "/reset forgets the conversation · Ctrl-C stops a reply · Ctrl-D ends"
 
 
@@ -25,6 +27,7 @@ class Part(Protocol):
         """`stop`, `length`, or None before the end."""
 
 
+Turn = tuple["Role", str]
 Reply = Callable[[list[Turn]], Iterator[Part]]
 
 

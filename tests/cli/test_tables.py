@@ -1,9 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
-from macft.api import Row, RunSummary
+from macft.api import RunSummary
 from macft.cli import tables
+from macft.data.chat_template import Encoded
+from macft.data.inspect import RowView
 from macft.data.report import DataReport
 from macft.run import Run
 from macft.state import fold
@@ -73,13 +76,17 @@ def test_a_run_that_was_stopped_before_its_first_step_has_no_result(tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
-ROW = Row("a.jsonl:3", [("user\nhi你", False), ("hello", True), ("\nyou\x1b\n", True)], 9, 5, [1, 2, 3])
+ROW = RowView(
+    "a.jsonl:3",
+    [("user\nhi你", False), ("hello", True), ("\nyou\x1b\n", True)],
+    Encoded(np.array([1, 2, 3], dtype=np.int32), np.array([False, True, True])),
+)
 
 
 def test_without_a_terminal_trained_text_is_marked_below(capsys):
     tables.print_row(ROW, with_ids=True, plain=False)
     assert capsys.readouterr().out.splitlines() == [
-        "a.jsonl:3 · 9 tokens · 5 trained on (56%)",
+        "a.jsonl:3 · 3 tokens · 2 trained on (67%)",
         "",
         "user⏎",
         "hi你hello⏎",
@@ -96,7 +103,8 @@ def test_a_row_as_json(capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["schema"] == 1
     assert values["spans"][1] == {"text": "hello", "trained": True}
-    assert values["ids"] == [1, 2, 3]
+    assert (values["ids"], values["loss_mask"]) == ([1, 2, 3], [0, 1, 1])
+    assert (values["tokens"], values["supervised_tokens"]) == (3, 2)
 
 
 def report(**changes):
