@@ -223,12 +223,15 @@ def _print_examples(examples: Sequence[Mapping[str, str]], console: "Console") -
 
     for place, example in enumerate(examples, start=1):
         change = example.get("change", "")
-        console.print(Text(f"\n{place}  {clean(example.get('prompt', ''))}" + (f"  ({change})" if change else "")))
+        prompt = clean(example.get("prompt", ""))
+        print(f"\n{place}  {prompt}" + (f"  ({change})" if change else ""))
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", expand=True)
         for title in ("expected", "Base", "tuned"):
             table.add_column(title, ratio=1, overflow="fold")
         table.add_row(*(cell(example, key) for key in ("reference", "base", "tuned")))
-        console.print(table)
+        with console.capture() as drawn:
+            console.print(table)
+        print_lines(line.rstrip() for line in drawn.get().splitlines())
 
 
 def _stdout() -> "Console":

@@ -80,7 +80,10 @@ def train_and_watch(start: Callable[[], Run], view: View, *, resumed: Run | None
             signals.say = view.say
             signals.run = run = start()
             view.say(f"run {one_line(str(run.path))}")
-            return run, _checked(render(signals.watch(api.follow(run, offset)), view, fold(past)))
+            state = _checked(render(signals.watch(api.follow(run, offset)), view, fold(past)))
+        if state.status == "done":
+            view.say(f"`macft chat {one_line(run.name)}` talks to the result")
+        return run, state
     finally:
         view.close()
 
@@ -94,7 +97,7 @@ def watch(run: Run, view: View) -> RunState:
     try:
         return _checked(render(api.follow(run), view))
     except KeyboardInterrupt:
-        view.say(f"{one_line(run.name)} goes on; `macft stop` stops it")
+        view.say(f"{one_line(run.name)} goes on; `macft stop {one_line(run.name)}` stops it")
         raise
     finally:
         view.close()

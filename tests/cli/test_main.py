@@ -301,3 +301,13 @@ def test_quick_commands_load_nothing_heavy(arguments):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
     assert not loaded & {"mlx", "mlx_lm", "transformers", "numpy", "rich.markdown", "rich.progress", "textual"}
+
+
+def test_completion_is_installed_where_the_shell_looks(macft, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = macft("--install-completion", "--shell", "fish")
+    assert code == 0
+    (script,) = tmp_path.rglob("macft.fish")
+    assert str(script) in out.replace("\n", "")
+    assert "resume" in script.read_text()
+    assert "_run" not in script.read_text().replace("_run_", "")

@@ -56,7 +56,7 @@ def follower(tmp_path):
 
 def test_a_run_is_followed_to_its_end(follower):
     following = follower(0.2)
-    assert following.end() == (0, f"run {following.run.path}\n")
+    assert following.end() == (0, f"run {following.run.path}\n`macft chat run` talks to the result\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -122,3 +122,24 @@ def test_a_run_that_died_is_said_to_have_crashed(tmp_path):
     with pytest.raises(RunCrashed) as caught:
         watched(recorded.write_run(tmp_path / "r", recorded.training()))
     assert caught.value.exit_code == 5
+
+
+class Leaving(PlainView):
+    """A person who presses Ctrl-C at the first event."""
+
+    is_closed = False
+
+    def show(self, event, state):
+        raise KeyboardInterrupt
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_leaving_an_attached_run_says_that_it_goes_on(tmp_path):
+    said = []
+    view = Leaving(said.append)
+    with pytest.raises(KeyboardInterrupt):
+        watch(recorded.write_run(tmp_path / "r", recorded.done()), view)
+    assert said == ["r goes on; `macft stop r` stops it"]
+    assert view.is_closed
