@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from macft.models.describe import ModelFacts
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
+_CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
+"""Processes started here, kept so that they can be reaped when they end."""
 _SMALLER = "Resume with a smaller micro_batch_size or max_seq_length."
 _CRASHES = {
     "Insufficient Memory": ("the GPU ran out of memory", _SMALLER),
@@ -109,7 +111,9 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
         if not is_live:
             break
         time.sleep(POLL_SECONDS)
-    if not isinstance(last, RunEnded):
+    if child := _CHILDREN.pop(run.path, None):
+        child.wait()
+    if not isinstance(last or run.state().ended, RunEnded):
         raise _crash(run)
 
 
@@ -255,6 +259,7 @@ def _start_process(run: Run) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not run.is_live and process.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 4)
+    _CHILDREN[run.path] = process
 
 
 def _crash(run: Run) -> MacftError:

@@ -162,7 +162,7 @@ def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provena
         name: value * rest if name.endswith("lora_b") and rest != 1.0 else value
         for name, value in adapter_parameters(model).items()
     }
-    mx.save_safetensors(str(folder / WEIGHTS), weights, metadata={"format": "mlx"})
+    save_tensors(folder / WEIGHTS, weights)
     written = {
         **config,
         "lora_parameters": {**parameters, "scale": alpha / rank},
@@ -177,6 +177,11 @@ def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provena
         "macft": provenance,
     }
     (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
+    """Write a safetensors file; equal tensors make equal files, whatever order they come in."""
+    mx.save_safetensors(str(path), dict(sorted(tensors.items())), metadata={"format": "mlx"})
 
 
 def load_tensors(path: Path) -> dict[str, mx.array]:
@@ -279,6 +284,7 @@ def _convert(model: nn.Module, config: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, ADAPTED):
             module.dropout = KeyedDropout(config["lora_parameters"]["dropout"])
+    model.train(model.training)  # new layers are born in training mode
 
 
 def _target_keys(model: nn.Module, lora: LoraTable) -> list[str]:

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macft.errors import CheckpointDamaged, ModelError, RunError
-from macft.models.adapters import check_tensors, load_tensors
+from macft.models.adapters import check_tensors, load_tensors, save_tensors
 from macft.run import PRIVATE_FOLDER, write_atomic
 
 LATEST, BEST = "latest", "best"
@@ -75,8 +74,8 @@ class Checkpoints:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(mode=PRIVATE_FOLDER)
-            mx.save_safetensors(str(aside / _WEIGHTS), dict(tree_flatten(model.trainable_parameters())))
-            mx.save_safetensors(str(aside / _OPTIMIZER), dict(tree_flatten(optimizer.state)))
+            save_tensors(aside / _WEIGHTS, dict(tree_flatten(model.trainable_parameters())))
+            save_tensors(aside / _OPTIMIZER, dict(tree_flatten(optimizer.state)))
             files = {part: _hash(aside / part) for part in (_WEIGHTS, _OPTIMIZER)}
             state = {"schema": 1, "progress": asdict(progress), "world": self.world, "files": files}
             write_atomic(aside / _STATE, json.dumps(state, indent=2).encode())

@@ -117,7 +117,7 @@ def test_recomputed_layers_have_the_same_gradients_with_dropout(llama: GoldenCas
     for recomputed in (False, True):
         model, _ = load_model(llama.folder, compute_dtype="float32")
         attach(model, table, kind=kind, seed=0)
-        weights = {key: value for key, value in llama.adapters["lora"].weights.items()}
+        weights = dict(llama.adapters["lora"].weights.items())
         model.load_weights([(key, mx.array(value)) for key, value in weights.items()], strict=False)
         model.train()
         set_dropout_keys(model, mx.random.key(7))
