@@ -39,6 +39,9 @@ check: $(ENV)/developer
 	$(PYTHON) -m mypy
 	$(ENV)/bin/lint-imports
 
+reference: $(ENV)/developer
+	$(PYTHON) -m tests.reference
+
 clean:
 	rm -rf $(ENV) .openblas build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find macft tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -91,4 +94,4 @@ $(ENV)/openblas: $(ENV)/user
 	  echo "OpenBLAS could not be installed, so macft computes 25 times slower. Debian: 'apt install libopenblas0-pthread'" \
 	    "· Fedora: 'dnf install openblas' · Arch: 'pacman -S openblas'" >&2;; esac
 
-.PHONY: help quickstart test long check clean
+.PHONY: help quickstart test long check reference clean
