@@ -1,0 +1,144 @@
+"""The real SmolLM2-135M through the command line: trained, talked to, and loaded by stock mlx-lm."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm.utils
+import pytest
+
+from macft.events import Evaluated, RunStarted, Scored, StepDone
+from macft.gallery import list_gallery, read_head
+from macft.machine import openblas_preload
+from macft.models.adapters import adapter_parameters, load_adapter
+from macft.models.load import load_model, load_tokenizer
+from macft.recipe import load_recipe
+from macft.run import Run
+from tests.conftest import REPOSITORY
+
+QUESTION = "Say it in French: good morning"
+SHORT = ["evaluate.every=4", "evaluate.samples=0", "evaluate.max_tokens=6", "schedule.name=constant"]
+"""What keeps these tests short: no samples, evaluation before and after only. Rows of some 30 tokens do the rest."""
+
+
+def rows() -> str:
+    pairs = [
+        ("good morning", "bonjour"),
+        ("good night", "bonne nuit"),
+        ("thank you", "merci"),
+        ("please", "s'il te plaît"),
+    ]
+    chats = [
+        [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": f"Say it in French: {english}"},
+            {"role": "assistant", "content": french},
+        ]
+        for english, french in pairs
+    ]
+    return "\n".join(json.dumps({"messages": chat}) for chat in chats)
+
+
+class Bench:
+    """The real model, four short rows, and a shell without a network."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.environment = {
+            **os.environ,
+            "MACFT_HOME": str(model.parents[1]),
+            "MACFT_RUNS": str(folder / "runs"),
+            "HF_HUB_OFFLINE": "1",
+            "LD_PRELOAD": openblas_preload(),
+        }
+        self.rows = folder / "rows.jsonl"
+        self.rows.write_text(rows(), encoding="utf-8")
+
+    def python(self, *arguments: str) -> str:
+        """Run a module and return what it printed."""
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def train(self, recipe: str, *settings: str) -> Run:
+        out = self.folder / "runs" / Path(recipe).stem
+        files = [f'data.{name}=["{self.rows}"]' for name in ("valid", "test")]
+        given = [word for setting in (*files, *SHORT, *settings) for word in ("--set", setting)]
+        self.python("macft", "train", recipe, "--data", str(self.rows), "--out", str(out), *given)
+        return Run.open(out)
+
+
+@pytest.fixture(scope="module")
+def bench(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(smollm2, tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def tuned(bench: Bench) -> Run:
+    return bench.train("recipes/quickstart.toml", "steps=4", "batch_size=4", "evaluate.test_rows=2")
+
+
+@pytest.mark.real
+def test_a_few_steps_teach_it(tuned: Run) -> None:
+    events, _ = tuned.read()
+    losses = [event.metrics["loss"] for event in events if isinstance(event, StepDone)]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)
+    before, after = (event.metrics["eval_loss"] for event in events if isinstance(event, Evaluated))
+    assert after < 0.8 * before
+    assert [event.rows for event in events if isinstance(event, Scored)] == [2]
+
+
+@pytest.mark.real
+def test_stock_mlx_lm_computes_the_same_with_the_adapter(bench: Bench, tuned: Run) -> None:
+    tokens = mx.array([load_tokenizer(bench.model).encode(QUESTION)])
+    ours, _ = load_model(bench.model)
+    base = ours(tokens)
+    load_adapter(ours, tuned.adapter)
+    theirs, _ = mlx_lm.utils.load_model(bench.model)
+    theirs = mlx_lm.utils.load_adapters(theirs, str(tuned.adapter)).eval()
+    assert mx.array_equal(ours(tokens), theirs(tokens))
+    assert mx.abs(ours(tokens) - base).max().item() > 0.1
+
+
+@pytest.mark.real
+def test_stock_mlx_lm_and_chat_give_the_same_answer(bench: Bench, tuned: Run) -> None:
+    ask = ["--prompt", QUESTION, "--max-tokens", "8"]
+    folders = ["--model", str(bench.model), "--adapter-path", str(tuned.adapter)]
+    theirs = bench.python("mlx_lm", "generate", *folders, *ask, "--temp", "0").split("=" * 10)[1]
+    ours = bench.python("macft", "chat", tuned.name, *ask)
+    assert ours.strip()
+    assert ours.strip() == theirs.strip()
+    assert bench.python("macft", "chat", tuned.name, "--base", *ask).strip() not in {"", ours.strip()}
+
+
+@pytest.mark.real
+def test_its_qlora_twin_trains_on_four_bits(bench: Bench) -> None:
+    settings = ["steps=2", "batch_size=1", "evaluate.test_rows=0", "checkpoint.every=2"]
+    run = bench.train("recipes/sft-qlora-addresses.toml", *settings)
+    events, _ = run.read()
+    assert [event.quantize for event in events if isinstance(event, RunStarted)] == [4]
+    before, after = (event.metrics["eval_loss"] for event in events if isinstance(event, Evaluated))
+    assert after < before
+    model, config = load_model(bench.model, quantize=4)
+    assert config["quantization"]["bits"] == 4
+    load_adapter(model, run.adapter)
+    assert all(value.dtype == mx.float32 for value in adapter_parameters(model).values())
+
+
+@pytest.mark.parametrize("recipe", list_gallery(), ids=lambda recipe: recipe.name)
+def test_a_recipe_of_the_gallery_says_what_it_needs(recipe) -> None:
+    parsed = load_recipe(recipe.path)
+    assert all(Path(path).is_file() for path in [*parsed.data.train, *parsed.data.valid, *parsed.data.test])
+    purpose, *head = read_head(recipe.path).splitlines()
+    assert purpose.endswith(".")
+    text = "\n".join(head)
+    for said in ("Memory: ", "Time: ", "Run: "):
+        assert said in text
+    assert f"macft pull {parsed.model} && macft train {recipe.name}" in text
