@@ -22,9 +22,9 @@ from macft.run import Run, find_adapter, find_run, list_runs, new_run_path
 from macft.state import RunState
 
 if TYPE_CHECKING:
-    from macft.chat.generate import ReplyPart
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from macft.chat.generate import ReplyPart
     from macft.data.examples import Role
     from macft.data.inspect import RowView
     from macft.data.report import DataReport

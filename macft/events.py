@@ -72,10 +72,13 @@ class TrainingPlanned(Event):
     valid_rows: int
     trainable_parameters: int
     parameters: int
-    micro_batch_size: int
+    micro_batch_tokens: int
+    """Most tokens in one forward pass."""
     device: str
     head: str
     """Where logits are made: `supervised rows`, or `all rows` for a family that macft cannot split."""
+    rows: str = "padded"
+    """How rows lie in memory: `stream`, or `padded` and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

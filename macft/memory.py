@@ -32,6 +32,6 @@ def adapter_bytes(parameters: int) -> int:
     return parameters * FLOAT32_BYTES * 4
 
 
-def largest_micro_batch(row_bytes: int, available_bytes: int, *, batch_size: int) -> int:
-    """Return how many of the longest rows fit one forward and backward pass: at least 1, at most the batch."""
-    return max(1, min(batch_size, available_bytes // max(1, row_bytes)))
+def largest_micro_batch(token_bytes: float, available_bytes: float, *, longest: int) -> int:
+    """Return how many tokens fit one forward and backward pass: at least the longest row."""
+    return max(longest, int(available_bytes / token_bytes))

@@ -35,7 +35,7 @@ PLANNED = TrainingPlanned(
     valid_rows=4,
     trainable_parameters=1,
     parameters=2,
-    micro_batch_size=4,
+    micro_batch_tokens=512,
     device="cpu",
     head="supervised rows",
 )

@@ -253,7 +253,8 @@ def _plan(event: TrainingPlanned) -> str:
     share = event.trainable_parameters / max(1, event.parameters)
     rows = f"{event.train_rows:,} training and {event.valid_rows:,} validation rows"
     trained = f"{count(event.trainable_parameters)} of {count(event.parameters)} parameters ({share:.2%})"
-    return f"{event.total_steps:,} steps · {rows} · {trained} · micro-batch {event.micro_batch_size} · {event.device}"
+    engine = f"{event.micro_batch_tokens:,} tokens a pass, {event.rows.partition(':')[0]}"
+    return f"{event.total_steps:,} steps · {rows} · {trained} · {engine} · {event.device}"
 
 
 def _end(event: RunEnded) -> str:

@@ -15,8 +15,8 @@ Array = Any
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside shuffled windows of this many batches: little padding, and still a random order."""
-LENGTH_BUCKET, TARGET_BUCKET = 16, 64
-"""Lengths and numbers of targets are rounded up to multiples of these, so that few shapes are ever seen."""
+TARGET_BUCKET = 16
+"""Numbers of targets are rounded up to a multiple of this."""
 
 
 class Rows(Protocol):
@@ -36,18 +36,27 @@ class Rows(Protocol):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of B rows, right-padded to L; R supervised positions, padded with weight 0.
+    """One micro-batch: S rows laid one after the other into a flat stream of T tokens.
+
+    Everything but attention works on the stream, so padding costs nothing there; attention sees rows of L tokens. R
+    supervised positions, filled up with weight 0.
 
     Attributes:
-        tokens: Token ids [B, L].
-        lengths: Real tokens of each row [B].
-        positions: Places in the flattened tokens whose next token is trained on [R].
+        tokens: Token ids [T].
+        gather: Places in the stream that make up the rows, right-padded [S, L].
+        back: Place in the flattened rows where each token of the stream lies [T].
+        real: False where a row is padding, flattened [S · L].
+        lengths: Real tokens of each row [S].
+        positions: Places in the stream whose next token is trained on [R].
         targets: Those next tokens [R].
         weight: 1 for a real target, 0 for a filler [R].
-        segment: The row that each target belongs to, 0 … B − 1 [R].
+        segment: The row that each target belongs to, 0 … S − 1 [R].
     """
 
     tokens: Array
+    gather: Array
+    back: Array
+    real: Array
     lengths: Array
     positions: Array
     targets: Array
@@ -94,31 +103,47 @@ class Order:
         return self._plan[place]
 
 
-def split_micro_batches(indices: Ints, lengths: Ints, *, micro_batch_size: int) -> list[Ints]:
-    """Cut an update's rows into micro-batches of similar lengths, longest first."""
+def split_micro_batches(indices: Ints, lengths: Ints, *, tokens: int, rows: int) -> list[Ints]:
+    """Cut an update's rows into micro-batches of similar lengths, longest first.
+
+    Args:
+        indices: The update's rows.
+        lengths: Tokens of all rows [N].
+        tokens: Most tokens a micro-batch, padding of its attention rows counted; a longer row is alone in one.
+        rows: Most rows a micro-batch.
+    """
     ordered = indices[np.argsort(-lengths[indices], kind="stable")]
-    return [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+    parts, start = [], 0
+    while start < len(ordered):
+        size = max(1, min(rows, tokens // int(lengths[ordered[start]])))
+        parts.append(ordered[start : start + size])
+        start += size
+    return parts
 
 
 def make_batch(rows: Rows, indices: Ints) -> Batch:
-    """Lay rows out as one right-padded micro-batch."""
+    """Lay rows out as one micro-batch."""
     picked = [rows.row(int(index)) for index in indices]
     lengths = np.array([len(ids) for ids, _ in picked], np.int32)
-    width = _round_up(int(lengths.max()), LENGTH_BUCKET)
-    tokens = np.zeros((len(picked), width), np.int32)
-    mask = np.zeros((len(picked), width), np.bool_)
-    for place, (ids, trained) in enumerate(picked):
-        tokens[place, : len(ids)] = ids
-        mask[place, : len(ids)] = trained
-    segment, column = np.nonzero(mask[:, 1:])
-    fill = _round_up(len(segment), TARGET_BUCKET) - len(segment)
+    starts = np.cumsum(lengths) - lengths
+    column = np.arange(lengths.max())
+    real = column < lengths[:, None]
+    gather = np.where(real, starts[:, None] + column, 0)
+    mask = np.concatenate([trained for _, trained in picked])
+    mask[starts] = False  # nothing precedes the first token of a row
+    tokens = np.concatenate([ids for ids, _ in picked])
+    supervised = np.flatnonzero(mask)
+    fill = _round_up(len(supervised), TARGET_BUCKET) - len(supervised)
     return Batch(
-        tokens=tokens,
+        tokens=tokens.astype(np.int32),
+        gather=gather.astype(np.int32),
+        back=np.flatnonzero(real).astype(np.int32),
+        real=real.reshape(-1),
         lengths=lengths,
-        positions=np.pad(segment * width + column, (0, fill)).astype(np.int32),
-        targets=np.pad(tokens[segment, column + 1], (0, fill)),
-        weight=np.pad(np.ones(len(segment), np.float32), (0, fill)),
-        segment=np.pad(segment, (0, fill)).astype(np.int32),
+        positions=np.pad(supervised - 1, (0, fill)).astype(np.int32),
+        targets=np.pad(tokens[supervised], (0, fill)).astype(np.int32),
+        weight=np.pad(np.ones(len(supervised), np.float32), (0, fill)),
+        segment=np.pad(np.repeat(np.arange(len(picked)), lengths)[supervised], (0, fill)).astype(np.int32),
     )
 
 

@@ -7,73 +7,110 @@ loaded model and used only when `head(body(tokens))` equals `model(tokens)`; els
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from macft.losses.logprobs import Projection, head_logprobs, token_logprobs
+
 TOLERANCE = 1e-3
 """Largest difference between the two ways that still counts as equal, relative to the largest logit."""
+Run = Callable[..., mx.array]
+"""Runs a module on a batch and returns its output in the order of the batch's flat tokens, [T, …]."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How the logits of a model are read at chosen positions.
+    """How log-probabilities are read off a model.
 
     Attributes:
-        project: Hidden states [R, D] to logits [R, V]; None when the family is not understood.
+        projection: The head as functions; None when the family is not understood.
         takes_embeddings: Whether the body accepts `input_embeddings`, as NEFTune needs.
     """
 
-    project: Callable[[mx.array], mx.array] | None
+    projection: Projection | None
     takes_embeddings: bool
 
-    def logits_at(
-        self, model: nn.Module, tokens: mx.array, positions: mx.array, embeddings: mx.array | None = None
-    ) -> mx.array:
-        """Return the logits that follow the tokens at `positions`.
+    def logprobs(self, model: nn.Module, run: Run, positions: mx.array, targets: mx.array) -> mx.array:
+        """Return the log-probabilities of tokens that follow the given positions.
 
         Args:
             model: The model that the head was found on.
-            tokens: Token ids [B, L].
-            positions: Places in the flattened tokens [R].
-            embeddings: Used instead of the tokens' own [B, L, D].
+            run: Runs the body, or the whole model, on the batch.
+            positions: Places in the flat tokens [R].
+            targets: The tokens there [R].
 
         Returns:
-            Scores before softmax [R, V], in the model's dtype.
+            Natural-log probabilities [R], float32, nats.
         """
-        more = {} if embeddings is None else {"input_embeddings": embeddings}
-        if self.project is None:
-            logits: mx.array = model(tokens, **more)
-            return logits.reshape(-1, logits.shape[-1])[positions]
-        hidden = model.model(tokens, **more)
-        return self.project(hidden.reshape(-1, hidden.shape[-1])[positions])
+        if self.projection is None:
+            return token_logprobs(run(model)[positions], targets)
+        hidden = run(model.model)[positions]
+        if _is_trained(model):  # the head's own gradient needs the logits in the graph
+            return token_logprobs(self.projection.logits(hidden), targets)
+        return head_logprobs(hidden, targets, self.projection, with_gradient=model.training)
 
 
 def find_head(model: nn.Module) -> Head:
     """Split a loaded model into body and head where that provably changes nothing."""
     body = getattr(model, "model", None)
     if not isinstance(body, nn.Module):
-        return Head(None, False)
+        return Head(None, takes_embeddings=False)
     takes_embeddings = "input_embeddings" in signature(type(body).__call__).parameters
-    project = _projection(model, body)
-    if project is None or not _agrees(model, Head(project, takes_embeddings)):
+    projection = _projection(model, body)
+    if projection is None or not _agrees(model, projection):
         return Head(None, takes_embeddings)
-    return Head(project, takes_embeddings)
+    return Head(projection, takes_embeddings)
 
 
-def _projection(model: nn.Module, body: nn.Module) -> Callable[[mx.array], mx.array] | None:
-    # Looked up at each call: the head's weights change when the full model is trained.
-    if "lm_head" in model:
-        return lambda hidden: model.lm_head(hidden)
-    if "embed_tokens" in body and hasattr(body.embed_tokens, "as_linear"):
-        return lambda hidden: body.embed_tokens.as_linear(hidden)
-    return None
+def _projection(model: nn.Module, body: nn.Module) -> Projection | None:
+    layer = model.lm_head if "lm_head" in model else body.embed_tokens if "embed_tokens" in body else None
+    if not isinstance(layer, nn.Linear | nn.QuantizedLinear | nn.Embedding | nn.QuantizedEmbedding) or "bias" in layer:
+        return None
+    arguments: Any = getattr(model, "args", None)
+    scale = float(getattr(arguments, "logit_scale", None) or 1.0) / float(
+        getattr(arguments, "logits_scaling", None) or 1.0
+    )
+    cap = float(getattr(arguments, "final_logit_softcapping", None) or 0.0)
+    if isinstance(layer, nn.Linear | nn.Embedding):
+        return Projection(
+            forward=lambda hidden: hidden @ layer.weight.T,
+            backward=lambda mix: mix.astype(layer.weight.dtype) @ layer.weight,
+            rows=lambda ids: layer.weight[ids],
+            scale=scale,
+            cap=cap,
+        )
+    return _quantized(layer, scale, cap)
 
 
-def _agrees(model: nn.Module, head: Head) -> bool:
+def _quantized(layer: Any, scale: float, cap: float) -> Projection:
+    packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+
+    def weight(place: Any = ...) -> mx.array:
+        biases = layer.get("biases")
+        return mx.dequantize(
+            layer.weight[place], layer.scales[place], None if biases is None else biases[place], **packing
+        )
+
+    def multiply(x: mx.array, transpose: bool) -> mx.array:
+        if mx.default_device() == mx.cpu:  # many rows: dequantizing first is faster by far on this backend
+            return x @ (weight().T if transpose else weight())
+        return mx.quantized_matmul(x, layer.weight, layer.scales, layer.get("biases"), transpose=transpose, **packing)
+
+    return Projection(
+        forward=lambda hidden: multiply(hidden, True),
+        backward=lambda mix: multiply(mix.astype(layer.scales.dtype), False),
+        rows=weight,
+        scale=scale,
+        cap=cap,
+    )
+
+
+def _agrees(model: nn.Module, projection: Projection) -> bool:
     tokens = mx.array([[1, 7, 3, 5, 2, 9, 4, 8]]) % _vocabulary(model)
     try:
-        split = head.logits_at(model, tokens, mx.arange(tokens.size))
+        split = projection.logits(model.model(tokens)[0])
     except (TypeError, ValueError, AttributeError):
         return False
     whole = model(tokens)[0]
@@ -84,3 +121,8 @@ def _agrees(model: nn.Module, head: Head) -> bool:
 
 def _vocabulary(model: nn.Module) -> int:
     return int(getattr(model.args, "vocab_size", 16)) if hasattr(model, "args") else 16
+
+
+def _is_trained(model: nn.Module) -> bool:
+    layer = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    return bool(layer.trainable_parameters())

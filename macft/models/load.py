@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
 from macft.errors import ModelError
+from macft.models.dequantized import multiply_dequantized
 from macft.models.describe import describe, read_config, text_config
 
 
@@ -79,6 +80,8 @@ def load_model(
     if quantize and not facts.is_quantized:
         _quantize(model, config, bits=quantize, group_size=group_size)
     _materialize(model)
+    if mx.default_device() == mx.cpu:
+        multiply_dequantized(model)
     model.freeze()
     return model, config
 

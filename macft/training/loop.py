@@ -44,6 +44,7 @@ class Job:
     """A model, rows and a recipe, ready to be trained.
 
     Attributes:
+        micro_batch_tokens: Most tokens in one forward pass.
         requests: Asked once a step: what the user wants done (pause, go_on, sample, stop).
         sample: Answers the sample prompts at a step.
     """
@@ -54,7 +55,7 @@ class Job:
     optimizer: Optimizer
     train_rows: TokenRows
     valid_rows: TokenRows
-    micro_batch_size: int
+    micro_batch_tokens: int
     compiled: bool
     checkpoints: Checkpoints
     requests: Callable[[], list[str]]
@@ -137,7 +138,9 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
 def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) -> Event:
     started = time.perf_counter()
     indices = order.rows_of(step)
-    parts = split_micro_batches(indices, job.train_rows.lengths, micro_batch_size=job.micro_batch_size)
+    parts = split_micro_batches(
+        indices, job.train_rows.lengths, tokens=job.micro_batch_tokens, rows=job.recipe.micro_batch_size or len(indices)
+    )
     outcome = updater(step, [make_batch(job.train_rows, part) for part in parts], rate)
     seconds = time.perf_counter() - started
     if not outcome.is_finite:
@@ -164,7 +167,7 @@ def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
     """Score the validation rows and answer the sample prompts."""
     if len(job.valid_rows):
         started = time.perf_counter()
-        loss, weight = evaluate(job.model, job.objective, job.valid_rows, batch_size=job.micro_batch_size)
+        loss, weight = evaluate(job.model, job.objective, job.valid_rows, tokens=job.micro_batch_tokens)
         progress = progress.evaluated(loss)
         yield Evaluated(
             step=progress.step,

@@ -10,15 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.data.batches import Batch
-from macft.losses.logprobs import token_logprobs
 from macft.losses.supervised import cross_entropy
 from macft.models.head import Head
+from macft.models.stream import Stream
 
 
 class Objective(Protocol):
     """A training method: what it sums up on a micro-batch, and what an update's sum is divided by."""
 
     head: Head
+    stream: Stream
 
     def weight(self, batch: Batch) -> float:
         """Return what this micro-batch counts in the update: supervised tokens here, pairs in DPO."""
@@ -30,8 +31,8 @@ class Objective(Protocol):
 class Supervised:
     """Cross-entropy on supervised tokens: SFT and continual pre-training."""
 
-    def __init__(self, head: Head, *, neftune_alpha: float = 0.0) -> None:
-        self.head = head
+    def __init__(self, head: Head, stream: Stream, *, neftune_alpha: float = 0.0) -> None:
+        self.head, self.stream = head, stream
         self.neftune_alpha = neftune_alpha
 
     def weight(self, batch: Batch) -> float:
@@ -43,17 +44,18 @@ class Supervised:
         embeddings = None
         if self.neftune_alpha and model.training:
             embeddings = noisy_embeddings(model, batch, self.neftune_alpha, key)
-        logits = self.head.logits_at(model, batch.tokens, batch.positions, embeddings)
-        return cross_entropy(token_logprobs(logits, batch.targets), batch.weight)
+        run = self.stream.runner(batch, embeddings)
+        return cross_entropy(self.head.logprobs(model, run, batch.positions, batch.targets), batch.weight)
 
 
 def noisy_embeddings(model: nn.Module, batch: Batch, alpha: float, key: mx.array) -> mx.array:
-    """Return the batch's embeddings with uniform noise of size alpha / sqrt(L·D) a row.
+    """Return the stream's embeddings [T, D] with uniform noise of size alpha / sqrt(L · D), L the length of the row.
 
     Source: Jain et al. 2023, arXiv:2310.05914, algorithm 1.
     """
     embeddings: mx.array = model.model.embed_tokens(batch.tokens)
-    lengths = batch.lengths.reshape(-1, 1, 1).astype(mx.float32)
+    row_of_token = batch.back // batch.gather.shape[1]
+    lengths = batch.lengths[row_of_token][:, None].astype(mx.float32)
     size = alpha / mx.sqrt(lengths * embeddings.shape[-1])
     noise = mx.random.uniform(-1.0, 1.0, embeddings.shape, key=key) * size
     return embeddings + noise.astype(embeddings.dtype)

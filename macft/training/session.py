@@ -22,12 +22,13 @@ from macft.data.questions import Question, ask, questions_from
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.memory import activation_bytes, adapter_bytes, largest_micro_batch, logit_bytes
+from macft.memory import activation_bytes, adapter_bytes, largest_micro_batch
 from macft.models.adapters import count_values, recompute_layers
 from macft.models.catalog import resolve
 from macft.models.describe import describe, fingerprint, template_hash
-from macft.models.head import Head, find_head
+from macft.models.head import find_head
 from macft.models.load import load_model, load_tokenizer
+from macft.models.stream import prepare_stream
 from macft.recipe import Recipe, dump_recipe
 from macft.run import Run
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
@@ -39,8 +40,8 @@ from macft.training.trainable import make_trainable
 
 MEMORY_SHARE = 0.5
 """Share of the memory left beside weights and adapter that one micro-batch may take."""
-CPU_TOKENS = 640
-"""Tokens a micro-batch on the CPU backend, when memory would allow more."""
+CPU_TOKENS, GPU_TOKENS = 512, 8192
+"""Tokens a micro-batch when memory would allow more."""
 FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "compile"}
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
@@ -121,6 +122,8 @@ class Session:
     def _make_job(self, model: nn.Module, data: Prepared) -> Job:
         recipe = self.recipe
         head = find_head(model)
+        rows = (data.train, data.valid)
+        stream = prepare_stream(model, longest=max(int(part.lengths.max(initial=0)) for part in rows))
         if recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
@@ -129,11 +132,11 @@ class Session:
         return Job(
             recipe=recipe,
             model=model,
-            objective=Supervised(head, neftune_alpha=recipe.neftune_alpha),
+            objective=Supervised(head, stream, neftune_alpha=recipe.neftune_alpha),
             optimizer=make_optimizer(recipe.optimizer, recipe.learning_rate),
             train_rows=data.train,
             valid_rows=data.valid,
-            micro_batch_size=recipe.micro_batch_size or self._micro_batch(model, data),
+            micro_batch_tokens=self._micro_batch_tokens(model, data),
             compiled=mx.default_device() == mx.gpu if recipe.compile == "auto" else recipe.compile,
             checkpoints=self.checkpoints,
             requests=self.requests,
@@ -159,25 +162,25 @@ class Session:
         thinking = self.recipe.data.enable_thinking
         return list(islice(questions_from(examples, self.tokenizer, enable_thinking=thinking), count))
 
-    def _micro_batch(self, model: nn.Module, data: Prepared) -> int:
-        """Return how many of the longest rows fit beside the weights."""
+    def _micro_batch_tokens(self, model: nn.Module, data: Prepared) -> int:
+        """Return how many tokens fit one pass beside the weights."""
         trainable, _ = count_values(model.trainable_parameters())
         _, weight_bytes = count_values(model.parameters())
         left = read_machine().working_set_bytes * 0.75 - weight_bytes - adapter_bytes(trainable)
-        longest = int(data.train.lengths.max())
-        activations = activation_bytes(
-            longest,
+        on_cpu = mx.default_device() == mx.cpu
+        a_token = activation_bytes(
+            1,
             layers=self.facts.layers,
             width=self.facts.hidden_size,
             inner=self.facts.intermediate_size,
             kv_width=self.facts.kv_heads * self.facts.head_dim,
-            value_bytes=4 if mx.default_device() == mx.cpu else 2,
+            value_bytes=4 if on_cpu else 2,
             recomputed=self.recipe.recompute == "layer",
         )
-        a_row = activations + logit_bytes(longest, vocabulary=self.facts.vocab_size)
-        size = largest_micro_batch(a_row, int(left * MEMORY_SHARE), batch_size=self.recipe.batch_size)
-        # A CPU gains nothing from more rows at once, and loses its caches.
-        return min(size, max(1, CPU_TOKENS // longest)) if mx.default_device() == mx.cpu else size
+        longest = int(data.train.lengths.max())
+        tokens = largest_micro_batch(a_token, left * MEMORY_SHARE, longest=longest)
+        # More tokens at once gain nothing from here on, and a CPU loses its caches.
+        return max(longest, min(tokens, CPU_TOKENS if on_cpu else GPU_TOKENS))
 
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
@@ -200,7 +203,7 @@ class Session:
         )
 
     def _planned(self, job: Job) -> TrainingPlanned:
-        head: Head = job.objective.head
+        head, stream = job.objective.head, job.objective.stream
         return TrainingPlanned(
             total_steps=count_steps(self.recipe, len(job.train_rows)),
             steps_per_epoch=-(-len(job.train_rows) // self.recipe.batch_size),
@@ -208,9 +211,10 @@ class Session:
             valid_rows=len(job.valid_rows),
             trainable_parameters=count_values(job.model.trainable_parameters())[0],
             parameters=self.facts.parameters,
-            micro_batch_size=job.micro_batch_size,
+            micro_batch_tokens=job.micro_batch_tokens,
             device="gpu" if mx.default_device() == mx.gpu else "cpu",
-            head="supervised rows" if head.project else "all rows",
+            head="supervised rows" if head.projection else "all rows",
+            rows="stream" if stream.layers else f"padded: {stream.why_not}",
         )
 
     def _drive(self, events: Generator[Event, None, Ending]) -> Ending:

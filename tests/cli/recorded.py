@@ -47,7 +47,7 @@ def training() -> list[Event]:
             valid_rows=64,
             trainable_parameters=4_884_480,
             parameters=139_399_488,
-            micro_batch_size=4,
+            micro_batch_tokens=512,
             device="cpu",
             head="supervised rows",
         ),

@@ -23,7 +23,8 @@ def test_a_recorded_run_as_lines():
         "sft · lora on smollm2-135m, quantized to 4 bits",
         "reading rows",
         "loading the model",
-        "20 steps · 1,276 training and 64 validation rows · 4.88 M of 139 M parameters (3.50%) · micro-batch 4 · cpu",
+        "20 steps · 1,276 training and 64 validation rows · 4.88 M of 139 M parameters (3.50%)"
+        " · 512 tokens a pass, padded · cpu",
         "▲ 7 rows say the same as another",
         "  Drop them.",
         "step 2/20 · loss 1.900 · 1,372 tok/s · 1.5 GB · ETA 9 s",

@@ -10,6 +10,7 @@ import pytest
 from macft.models.adapters import attach
 from macft.models.head import find_head
 from macft.models.load import load_model
+from macft.models.stream import prepare_stream
 from macft.recipe import LoraTable
 from macft.training.objectives import Supervised
 from tests.golden import SCALES, TARGETS, GoldenCase, load_case
@@ -62,7 +63,7 @@ def adapted(case: GoldenCase, kind: str) -> nn.Module:
 
 
 def objective_of(model: nn.Module) -> Supervised:
-    return Supervised(find_head(model))
+    return Supervised(find_head(model), prepare_stream(model, longest=64))
 
 
 @pytest.fixture

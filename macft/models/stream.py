@@ -1,0 +1,244 @@
+"""Run a model on a flat stream of tokens: padding costs nothing outside attention.
+
+The rule: mlx-lm's own modules do the work; only the attention of a known family is replaced, and only for a batch that
+comes as a stream, so generation is untouched. What is replaced is compared with the model itself at load, on rows of
+uneven lengths, and dropped when it differs; the run says so and takes padded rows.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from macft.data.batches import Batch, make_batch
+from macft.losses.exponential import is_slow, softmax, swiglu
+
+TOLERANCE = 1e-4
+"""Largest difference of hidden states from the model's own that still counts as equal in float32, relative."""
+KEPT_SCORES = 256
+"""On the CPU, rows up to this length keep their attention weights for the backward pass; longer ones recompute them."""
+_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "rope", "scale", "n_heads", "n_kv_heads")
+
+
+class StreamLayout:
+    """What attention needs to know of a batch; handed to mlx-lm's modules where they expect a cache."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.gather, self.back, self.real = batch.gather, batch.back, batch.real
+        self._to_rows, self._to_stream = _gathers(self.gather, self.back, self.real)
+
+    def make_mask(self, *_: Any, **__: Any) -> None:
+        """Return nothing: the rows are causal by themselves."""
+
+    def to_rows(self, x: mx.array) -> mx.array:
+        """Lay a stream [T, C] out as rows [S, L, C]."""
+        rows: mx.array = self._to_rows(x)
+        return rows
+
+    def to_stream(self, rows: mx.array) -> mx.array:
+        """Take the real tokens of rows [S, L, C] back into a stream [T, C]."""
+        stream: mx.array = self._to_stream(rows)
+        return stream
+
+
+def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
+    @mx.custom_function
+    def to_rows(x: mx.array) -> mx.array:
+        return x[gather]
+
+    @to_rows.vjp
+    def to_rows_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        return cotangent.reshape(-1, cotangent.shape[-1])[back]
+
+    @mx.custom_function
+    def to_stream(rows: mx.array) -> mx.array:
+        return rows.reshape(-1, rows.shape[-1])[back]
+
+    @to_stream.vjp
+    def to_stream_vjp(rows: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        spread = mx.where(real[:, None], cotangent[gather.reshape(-1)], 0)
+        return spread.reshape(rows.shape)
+
+    return to_rows, to_stream
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a model is run on a batch.
+
+    Attributes:
+        layers: Layers that take the stream; 0 when rows are padded instead.
+        why_not: Why they are, for people.
+    """
+
+    layers: int
+    why_not: str = ""
+
+    def runner(self, batch: Batch, embeddings: mx.array | None = None) -> Callable[[nn.Module], mx.array]:
+        """Return what runs a body, or a whole model, on a batch: module to outputs in the order of the stream [T, …].
+
+        Args:
+            batch: The micro-batch, as MLX arrays.
+            embeddings: Used instead of the tokens' own [T, D].
+        """
+        layout = StreamLayout(batch)
+
+        def run(module: nn.Module) -> mx.array:
+            if self.layers:
+                more = {} if embeddings is None else {"input_embeddings": embeddings[None]}
+                stream: mx.array = module(batch.tokens[None], cache=[layout] * self.layers, **more)
+                return stream[0]
+            more = {} if embeddings is None else {"input_embeddings": layout.to_rows(embeddings)}
+            return layout.to_stream(module(batch.tokens[batch.gather], **more))
+
+        return run
+
+
+def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
+    """Give a model attention that takes streams, if its family is known and the result is the model's own.
+
+    Args:
+        model: Loaded; its attention and, on the CPU backend, its MLP are replaced in place.
+        longest: Most tokens of any row; sliding windows must be longer.
+    """
+    attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in model.layers]
+    if not all(part is not None and all(hasattr(part, name) for name in _PARTS) for part in attentions):
+        return Stream(0, "this family's attention is not known")
+    if (window := _window(model)) and window < longest:
+        return Stream(0, f"rows are longer than its sliding window of {window}")
+    batch, stream = _probe(model, window or longest), Stream(len(attentions))
+    own = Stream(0).runner(batch)(model.model)
+    gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)] if is_slow() else []
+    kinds = [type(module) for module in (*attentions, *gated)]
+    for module in attentions:
+        module.__class__ = _streaming(cast(Any, type(module)))
+    for module in gated:
+        module.__class__ = _fast_gated(cast(Any, type(module)))
+    if _equals(stream, batch, model, own):
+        return stream
+    for module, kind in zip((*attentions, *gated), kinds, strict=True):
+        module.__class__ = kind
+    return Stream(0, "attention on a stream differs from the model's own")
+
+
+def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    """Return causal attention of queries [S, H, L, d] on keys and values [S, K, L, d], H a multiple of K."""
+    if not (is_slow() and queries.dtype == mx.float32):
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
+    kept = queries.shape[2] <= KEPT_SCORES
+    return _attend(queries * scale, keys, values) if kept else mx.checkpoint(_attend)(queries * scale, keys, values)
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    rows, heads, length, width = queries.shape
+    groups = heads // keys.shape[1]
+    together = queries.reshape(rows, keys.shape[1], groups * length, width)
+    column = mx.arange(length)
+    future = mx.where(column[:, None] < column, -mx.inf, 0.0)
+    scores = together @ keys.swapaxes(-1, -2) + mx.tile(future, (groups, 1))
+    return (softmax(scores) @ values).reshape(rows, heads, length, width)
+
+
+@functools.cache
+def _streaming(kind: Any) -> type[nn.Module]:
+    """Return a family's attention that also takes streams."""
+
+    def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if not isinstance(cache, StreamLayout):
+            output: mx.array = kind.__call__(self, x, mask, cache)
+            return output
+
+        def rows(projected: mx.array, heads: int, norm: str = "") -> mx.array:
+            if norm in self:
+                projected = self[norm](projected.reshape(-1, heads, projected.shape[-1] // heads)).reshape(
+                    projected.shape
+                )
+            laid = cache.to_rows(projected)
+            return laid.reshape(*laid.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+        x = x[0]
+        queries = self.rope(rows(self.q_proj(x), self.n_heads, "q_norm"))
+        keys = self.rope(rows(self.k_proj(x), self.n_kv_heads, "k_norm"))
+        values = rows(self.v_proj(x), self.n_kv_heads)
+        attended = attend(queries, keys, values, self.scale).transpose(0, 2, 1, 3)
+        return self.o_proj(cache.to_stream(attended.reshape(*attended.shape[:2], -1)))[None]  # type: ignore[no-any-return]
+
+    return type(kind.__name__, (kind,), {"__call__": call})
+
+
+@functools.cache
+def _fast_gated(kind: Any) -> type[nn.Module]:
+    """Return a family's SwiGLU that takes no slow exponentials."""
+
+    def call(self: Any, x: mx.array) -> mx.array:
+        product: mx.array = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return product
+
+    return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _is_gated(layer: nn.Module) -> bool:
+    """Return whether a layer's MLP computes down(silu(gate) · up), by trying it."""
+    mlp = getattr(layer, "mlp", None)
+    if mlp is None or not all(name in mlp for name in ("gate_proj", "up_proj", "down_proj")):
+        return False
+    x = mx.random.normal((2, _width(layer)), key=mx.random.key(1))
+    own, ours = mlp(x), mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)))
+    return bool((mx.abs(own - ours).max() <= TOLERANCE * mx.abs(own).max()).item())
+
+
+def _width(layer: nn.Module) -> int:
+    return int(layer.input_layernorm.weight.size)
+
+
+def _window(model: nn.Module) -> int:
+    """Return the size of the sliding window when any layer uses one, else 0."""
+    slides = any(
+        getattr(layer, "use_sliding", False) or getattr(layer.self_attn, "is_sliding", False) for layer in model.layers
+    )
+    body = model.model
+    return int(getattr(body, "sliding_window", None) or getattr(body, "window_size", None) or 0) if slides else 0
+
+
+class _ProbeRows:
+    """Three short rows of different lengths."""
+
+    def __init__(self, vocabulary: int, longest: int) -> None:
+        generator = np.random.default_rng(0)
+        self.ids = [generator.integers(0, vocabulary, min(size, longest)) for size in (7, 3, 5)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Any:
+        return np.array([len(row) for row in self.ids])
+
+    supervised = lengths
+
+    def row(self, index: int) -> tuple[Any, Any]:
+        return self.ids[index], np.ones(len(self.ids[index]), np.bool_)
+
+
+def _probe(model: nn.Module, longest: int) -> Batch:
+    vocabulary = int(getattr(getattr(model, "args", None), "vocab_size", 16))
+    batch = make_batch(_ProbeRows(vocabulary, longest), np.arange(3))
+    return Batch(*(mx.array(part) for part in batch))
+
+
+def _equals(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> bool:
+    try:
+        ours = stream.runner(batch)(model.model)
+        close = mx.abs(ours - own).max() <= _tolerance(own.dtype) * mx.abs(own).max()
+        return bool(close.item())
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _tolerance(dtype: mx.Dtype) -> float:
+    return TOLERANCE if dtype == mx.float32 else 5e-2
