@@ -18,7 +18,7 @@ from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
 from macft.machine import home, runs_folder
 from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
-from macft.run import Run, find_adapter, find_run, list_runs, new_run_path
+from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def launch(recipe: Recipe, *, out: Path | None = None) -> Run:
         MacftError: The model is not here, data files are missing, or the folder is not empty.
     """
     _check_inputs(recipe)
-    path = out or new_run_path(runs_folder(), method=recipe.method, model=recipe.model)
+    if recipe.start_from:  # found now: later the name could mean the new run as well
+        recipe = recipe.model_copy(update={"start_from": str(find_adapter(recipe.start_from, runs_folder()))})
+    path = out or make_run_path(runs_folder(), method=recipe.method, model=recipe.model)
     run = Run.create(path.expanduser().resolve(), dump_recipe(recipe))
     _start_process(run)
     return run
@@ -100,7 +102,7 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
     Raises:
         RunCrashed: Its process died without an end.
     """
-    last: Event | None = None
+    last = run.last_event() if offset else None
     while True:
         is_live = run.is_live
         events, offset = run.read(offset)
@@ -113,7 +115,7 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
         time.sleep(POLL_SECONDS)
     if child := _CHILDREN.pop(run.path, None):
         child.wait()
-    if not isinstance(last or run.state().ended, RunEnded):
+    if not isinstance(last, RunEnded):
         raise _crash(run)
 
 
@@ -243,14 +245,13 @@ def _check_inputs(recipe: Recipe) -> None:
     facts = describe(resolve(recipe.model, home()))
     if not facts.trainable:
         raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")
-    if recipe.start_from:
-        find_adapter(recipe.start_from, runs_folder())
 
 
 def _start_process(run: Run) -> None:
+    before = run.last_event()
     with run.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "macft", "_run", str(run.path)],
+            [sys.executable, "-P", "-m", "macft", "_run", str(run.path)],  # -P: no code from the current folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -259,6 +260,8 @@ def _start_process(run: Run) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not run.is_live and process.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 4)
+    if process.poll() is not None and run.last_event() == before:
+        raise _crash(run)
     _CHILDREN[run.path] = process
 
 

@@ -116,7 +116,7 @@ def diagnose(
     ]
 
 
-def probe_mlx(command: Sequence[str] = (sys.executable, "-c", PROBE)) -> Probe:
+def probe_mlx(command: Sequence[str] = (sys.executable, "-P", "-c", PROBE)) -> Probe:
     """Multiply two matrices in a child process, so that a crash of MLX is only a finding."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)

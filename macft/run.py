@@ -43,7 +43,7 @@ class Run:
                 raise RunError(f"{path} is not empty", fix="Name another folder with --out, or remove it.")
             path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
             path.chmod(PRIVATE_FOLDER)
-            (path / "checkpoints").mkdir(mode=PRIVATE_FOLDER)
+            (path / "checkpoints").mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
             write_atomic(path / "recipe.toml", recipe_toml.encode())
             for name in ("events.jsonl", "control.jsonl", "run.lock"):
                 os.close(os.open(path / name, os.O_CREAT | os.O_WRONLY, PRIVATE_FILE))
@@ -136,6 +136,10 @@ class Run:
         lines, offset = read_lines(self.path / "events.jsonl", offset)
         return [event for line in lines if (event := decode_event(line))], offset
 
+    def last_event(self) -> Event | None:
+        """Return the newest event, None before the first."""
+        return next(reversed(self.read()[0]), None)
+
     def state(self) -> RunState:
         """Return the fold of all events so far."""
         return fold(self.read()[0])
@@ -177,13 +181,16 @@ class Run:
                 file.write(b"\n")
 
 
-def new_run_path(runs: Path, *, method: str, model: str) -> Path:
-    """Return a path that does not exist yet, like `2026-11-22-1530-sft-smollm2-135m`."""
+def make_run_path(runs: Path, *, method: str, model: str) -> Path:
+    """Make an empty folder that nobody else takes, like `2026-11-22-1530-sft-smollm2-135m`."""
     stem = f"{datetime.now():%Y-%m-%d-%H%M}-{method}-{Path(model).name.lower()}"
     path, number = runs / stem, 2
-    while path.exists():
-        path, number = runs / f"{stem}-{number}", number + 1
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True, mode=PRIVATE_FOLDER)
+            return path
+        except FileExistsError:
+            path, number = runs / f"{stem}-{number}", number + 1
 
 
 def find_run(name: str, runs: Path) -> Run:

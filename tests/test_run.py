@@ -23,7 +23,7 @@ from macft.events import (
     decode_event,
     encode_event,
 )
-from macft.run import Run, find_adapter, find_run, list_runs, new_run_path, read_lines, write_atomic
+from macft.run import Run, find_adapter, find_run, list_runs, make_run_path, read_lines, write_atomic
 from macft.state import RunState, fold
 
 STARTED = RunStarted(time=1.0, method="sft", adapter="lora", model="m")
@@ -151,9 +151,8 @@ def test_runs_are_found_by_name_part_or_path(tmp_path: Path) -> None:
 
 
 def test_a_new_run_never_takes_an_old_name(tmp_path: Path) -> None:
-    first = new_run_path(tmp_path, method="sft", model="org/Model")
-    first.mkdir()
-    second = new_run_path(tmp_path, method="sft", model="org/Model")
+    first = make_run_path(tmp_path, method="sft", model="org/Model")
+    second = make_run_path(tmp_path, method="sft", model="org/Model")
     assert first.name.endswith("-sft-model")
     assert second != first
 

@@ -4,6 +4,7 @@ The rule: what names a run names its adapter; an adapter knows its base by name 
 another.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def open_chat(name: str, *, home: Path, runs: Path, base: bool = False, model: s
     except RunError:
         return _open_model(resolve(name, home), name)
     if (adapter / "config.json").is_file():
-        return _open_model(adapter, name)
+        return _open_full(adapter, name, home, base)
     config = read_adapter_config(adapter)
     origin = config.get("macft", {})
     base_name = model or _base_of(name, runs) or config.get("base_model_name_or_path")
@@ -87,8 +88,26 @@ def open_chat(name: str, *, home: Path, runs: Path, base: bool = False, model: s
     return ChatSession(title, note, loaded.eval(), _answering(folder), thinking)
 
 
-def _open_model(folder: Path, title: str) -> ChatSession:
-    return ChatSession(title, "", load_model(folder)[0].eval(), _answering(folder), enable_thinking=False)
+def _open_full(folder: Path, name: str, home: Path, base: bool) -> ChatSession:
+    try:
+        origin = json.loads((folder / "macft.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        origin = {}
+    if base and "base_model" not in origin:
+        raise ModelError(f"{name} does not say which model it was before", fix="Chat with that model by its own name.")
+    thinking = bool(origin.get("enable_thinking", False))
+    if base:
+        return _open_model(resolve(_recipe_model(folder) or origin["base_model"], home), origin["base_model"], thinking)
+    return _open_model(folder, name, thinking)
+
+
+def _recipe_model(folder: Path) -> str | None:
+    recipe = folder.parent / "recipe.toml"
+    return load_recipe(recipe).model if recipe.is_file() else None
+
+
+def _open_model(folder: Path, title: str, enable_thinking: bool = False) -> ChatSession:
+    return ChatSession(title, "", load_model(folder)[0].eval(), _answering(folder), enable_thinking)
 
 
 def _answering(folder: Path) -> TokenizerWrapper:

@@ -1,23 +1,9 @@
 """Supervised fine-tuning and continual pre-training: cross-entropy on the supervised tokens.
 
-The rule: a loss returns sums and weights, never means, so that micro-batches of any size add up to the same update.
+The rule: a loss returns a sum, never a mean, so that micro-batches of any size add up to the same update.
 """
 
-from typing import NamedTuple
-
 import mlx.core as mx
-
-
-class SupervisedLoss(NamedTuple):
-    """Summed cross-entropy and what it is summed over.
-
-    Attributes:
-        total: Sum of −log p over supervised tokens, nats, scalar.
-        correct: Number of supervised tokens that were the most likely one, scalar.
-    """
-
-    total: mx.array
-    correct: mx.array
 
 
 def cross_entropy(logprobs: mx.array, weight: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from macft.errors import ModelError, Problem, RecipeError
 from macft.recipe import LoraTable
@@ -26,6 +27,31 @@ WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 ADAPTED = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRAEmbedding)
 _LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 _PRESETS = {"attention": ("attn", "attention", "mixer"), "mlp": ("mlp", "feed_forward", "ffn", "moe")}
+
+
+class _Layers(BaseModel):
+    """`lora_parameters` of mlx-lm."""
+
+    rank: int = Field(ge=1)
+    scale: float
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    keys: list[str] | None = None
+
+
+class _AdapterConfig(BaseModel):
+    """What macft reads of `adapter_config.json`; everything else, like mlx-lm's paths, is left behind."""
+
+    fine_tune_type: Literal["lora", "dora", "full"] = "lora"
+    num_layers: int = -1
+    lora_parameters: _Layers | None = None
+    base_model_name_or_path: str = ""
+    macft: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> "_AdapterConfig":
+        if self.fine_tune_type != "full" and self.lora_parameters is None:
+            raise ValueError("lora_parameters is missing")
+        return self
 
 
 class KeyedDropout(nn.Module):
@@ -71,12 +97,16 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
     if count > total:
         raise RecipeError([Problem("lora.layers", f"the model has {total} layers (got {count})")])
     keys = _target_keys(model, lora)
-    scale = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
-    parameters = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout, "keys": keys}
+    parameters = {"rank": lora.rank, "scale": update_scale(lora), "dropout": lora.dropout, "keys": keys}
     config = {"fine_tune_type": kind, "num_layers": count, "lora_parameters": parameters}
     mx.random.seed(seed)
     _convert(model, config)
     return config
+
+
+def update_scale(lora: LoraTable) -> float:
+    """Return what the low-rank product is multiplied by: mlx-lm's `scale`."""
+    return lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
 
 
 def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") -> dict[str, Any]:
@@ -116,30 +146,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
             f"{folder} is not an adapter folder (no {CONFIG})", fix="`macft runs` lists the runs."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    kind = config.get("fine_tune_type", "lora") if isinstance(config, dict) else None
-    parameters = config.get("lora_parameters") if isinstance(config, dict) else None
-    if kind == "full":
-        return config
-    if (
-        kind not in {"lora", "dora"}
-        or not isinstance(parameters, dict)
-        or not isinstance(config.get("num_layers"), int)
-    ):
-        hint = (
-            "It looks like a PEFT adapter; mlx-lm and macft read their own format." if config.get("peft_type") else ""
-        )
-        raise ModelError(f"{path} lacks num_layers or lora_parameters", fix=hint)
-    if not isinstance(parameters.get("rank"), int) or not isinstance(parameters.get("scale"), int | float):
-        raise ModelError(f"{path}: lora_parameters needs a rank and a scale")
-    parameters.setdefault("dropout", 0.0)
-    return config
+    try:
+        return _AdapterConfig.model_validate(config).model_dump(exclude_none=True)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"])) or "the file"
+        is_peft = isinstance(config, dict) and "peft_type" in config
+        hint = "It looks like a PEFT adapter; macft and mlx-lm read their own format." if is_peft else ""
+        raise ModelError(f"{path}: {key}: {detail['msg'].lower()}", fix=hint) from None
 
 
 def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -243,11 +264,11 @@ def recompute_layers(model: nn.Module) -> None:
 
 def _recomputed(kind: type[nn.Module]) -> Callable[..., Any]:
     def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(parameters: Any, *inputs: Any) -> Any:
+        def inner(parameters: Any, *inputs: Any, **named: Any) -> Any:
             layer.update(parameters)
-            return kind.__call__(layer, *inputs, **kwargs)
+            return kind.__call__(layer, *inputs, **named)
 
-        return mx.checkpoint(inner)(layer.trainable_parameters(), *args)
+        return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
 
     return call
 

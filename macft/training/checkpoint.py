@@ -6,6 +6,7 @@ The rule: a checkpoint is written aside, flushed and renamed, so a folder that h
 `best` are small files replaced the same way. `state.json` holds the sizes and hashes of the rest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ class Progress:
         best_loss: Lowest `eval_loss` so far, nats; infinity before the first evaluation.
         best_step: Step of that evaluation.
         stale: Evaluations since then, for early stopping.
+        looked_step: Step of the last evaluation, -1 before the first.
         skipped_in_a_row: Updates refused one after the other because they were not finite.
     """
 
@@ -42,13 +44,14 @@ class Progress:
     best_loss: float = float("inf")
     best_step: int = 0
     stale: int = 0
+    looked_step: int = -1
     skipped_in_a_row: int = 0
 
     def evaluated(self, loss: float) -> "Progress":
         """Return the progress after an evaluation."""
         if loss < self.best_loss:
-            return replace(self, best_loss=loss, best_step=self.step, stale=0)
-        return replace(self, stale=self.stale + 1)
+            return replace(self, best_loss=loss, best_step=self.step, stale=0, looked_step=self.step)
+        return replace(self, stale=self.stale + 1, looked_step=self.step)
 
 
 class Checkpoints:
@@ -72,7 +75,8 @@ class Checkpoints:
         name = f"step-{progress.step:06d}"
         aside = self.folder / f".{name}.tmp"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            for leftover in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
             aside.mkdir(mode=PRIVATE_FOLDER)
             save_tensors(aside / _WEIGHTS, dict(tree_flatten(model.trainable_parameters())))
             save_tensors(aside / _OPTIMIZER, dict(tree_flatten(optimizer.state)))
@@ -84,9 +88,10 @@ class Checkpoints:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             aside.rename(self.folder / name)
             flush(self.folder)
-            write_atomic(self.folder / LATEST, name.encode())
+            # `best` first: a crash between the two must not leave a later checkpoint that knows of no better best.
             if progress.best_step == progress.step and progress.best_loss < float("inf"):
                 write_atomic(self.folder / BEST, name.encode())
+            write_atomic(self.folder / LATEST, name.encode())
         except (OSError, RuntimeError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise RunError(
@@ -103,6 +108,16 @@ class Checkpoints:
             return None
         return name if (self.folder / name / _STATE).is_file() else None
 
+    def newest_whole(self) -> str | None:
+        """Return the newest checkpoint whose files verify, None when there is none."""
+        latest = self.name_of(LATEST)
+        names = sorted((path.name for path in self.folder.glob("step-*") if path.name <= (latest or "")), reverse=True)
+        for name in names:
+            with contextlib.suppress(CheckpointDamaged):
+                self._verify(name)
+                return name
+        return None
+
     def load(self, name: str, model: nn.Module, optimizer: Optimizer | None = None) -> Progress:
         """Put a checkpoint into the model, and into the optimizer when one is given.
 
@@ -110,10 +125,7 @@ class Checkpoints:
             CheckpointDamaged: A file is missing, was changed, or does not fit the model.
         """
         folder = self.folder / name
-        state = self.read_state(name)
-        for part, digest in state["files"].items():
-            if not (folder / part).is_file() or _hash(folder / part) != digest:
-                raise CheckpointDamaged(f"{folder / part} is damaged", fix="Resume from an older checkpoint.")
+        state = self._verify(name)
         try:
             weights = load_tensors(folder / _WEIGHTS)
             check_tensors(weights, dict(tree_flatten(model.trainable_parameters())), where=folder / _WEIGHTS)
@@ -136,7 +148,15 @@ class Checkpoints:
             Progress(**state["progress"])
             return {**state, "files": dict(state["files"]), "world": dict(state["world"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointDamaged(f"{path} is damaged ({error})", fix="Resume from an older checkpoint.") from None
+            raise CheckpointDamaged(f"{path} is damaged ({error})", fix="Start a new run with this recipe.") from None
+
+    def _verify(self, name: str) -> dict[str, Any]:
+        state = self.read_state(name)
+        for part, digest in state["files"].items():
+            path = self.folder / name / part
+            if not path.is_file() or _hash(path) != digest:
+                raise CheckpointDamaged(f"{path} is damaged", fix="Start a new run with this recipe.")
+        return state
 
     def progress_of(self, name: str) -> Progress:
         """Return where training stood at a checkpoint."""

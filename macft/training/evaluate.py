@@ -1,6 +1,7 @@
 """Score the whole validation set: fixed rows, fixed order, no noise."""
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
@@ -11,7 +12,14 @@ from macft.data.batches import Batch, Rows, make_batch, split_micro_batches
 from macft.training.objectives import Objective
 
 
-def evaluate(model: nn.Module, objective: Objective, rows: Rows, *, tokens: int) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    rows: Rows,
+    *,
+    tokens: int,
+    wants_stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, float] | None:
     """Return the mean loss over all rows and the weight it is a mean over.
 
     Args:
@@ -19,15 +27,18 @@ def evaluate(model: nn.Module, objective: Objective, rows: Rows, *, tokens: int)
         objective: What is summed.
         rows: The validation rows.
         tokens: Most tokens a forward pass; the result does not depend on it beyond rounding.
+        wants_stop: Asked before each pass.
 
     Returns:
-        Loss (nats a unit of weight, NaN without rows) and weight (supervised tokens).
+        Loss (nats a unit of weight, NaN without rows) and weight (supervised tokens); None when it was stopped.
     """
     was_training = model.training
     model.eval()
     try:
         total = weight = 0.0
         for part in split_micro_batches(np.arange(len(rows)), rows.lengths, tokens=tokens, rows=len(rows)):
+            if wants_stop():
+                return None
             batch = make_batch(rows, part)
             summed = objective.total(model, Batch(*(mx.array(part) for part in batch)), mx.random.key(0))
             total += cast(float, summed.item())

@@ -7,6 +7,7 @@ The rule: the loop only yields. It prints nothing, opens no file and knows no te
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -39,13 +40,23 @@ SKIPS_ALLOWED = 3
 PAUSE_SECONDS = 0.2
 
 
+class Requests(Protocol):
+    """What the user wants done."""
+
+    def __call__(self) -> list[str]:
+        """Return what was asked for since the last call: pause, go_on, sample, stop."""
+
+    def wants_stop(self) -> bool:
+        """Return whether a stop was asked for, and leave everything for the next call."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A model, rows and a recipe, ready to be trained.
 
     Attributes:
         micro_batch_tokens: Most tokens in one forward pass.
-        requests: Asked once a step: what the user wants done (pause, go_on, sample, stop).
+        requests: Asked once a step, and whether to stop, more often.
         sample: Answers the sample prompts at a step.
     """
 
@@ -58,7 +69,7 @@ class Job:
     micro_batch_tokens: int
     compiled: bool
     checkpoints: Checkpoints
-    requests: Callable[[], list[str]]
+    requests: Requests
     sample: Callable[[int], Iterator[Sampled]]
 
 
@@ -88,7 +99,6 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
     recipe = job.recipe
     total_steps = count_steps(recipe, len(job.train_rows))
     order = Order(job.train_rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed)
-    evaluate_every = recipe.evaluate.every or max(1, total_steps // 10)
     updater = Updater(
         job.model,
         job.objective,
@@ -100,9 +110,15 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
     job.model.train()
     ending = Ending(progress, "done")
     saved_at, saved_step = time.monotonic(), progress.step
-    if progress.step == 0:
+    progress = replace(progress, skipped_in_a_row=0)
+    if _is_due(recipe, progress, total_steps):  # at step 0, and where a stop cut an evaluation short
         progress = yield from _look(job, progress)
+        if 0 < progress.step == progress.best_step:
+            yield _save(job, progress)
     while progress.step < total_steps:
+        if recipe.evaluate.patience and progress.stale >= recipe.evaluate.patience:
+            ending = Ending(progress, "done", f"eval_loss has not improved since step {progress.best_step}")
+            break
         if (yield from _obey(job, progress.step)) == "stop":
             ending = Ending(progress, "stopped", "you asked for it", "`macft resume` goes on from here.")
             break
@@ -112,7 +128,7 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
         yield event
         skipped = progress.skipped_in_a_row + 1 if isinstance(event, StepSkipped) else 0
         progress = replace(progress, step=step, skipped_in_a_row=skipped)
-        if skipped == SKIPS_ALLOWED:
+        if skipped >= SKIPS_ALLOWED:
             ending = Ending(
                 progress,
                 "failed",
@@ -120,19 +136,24 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
                 "Look at the rows that the log names, or lower learning_rate; no weight was changed by them.",
             )
             break
-        if step % evaluate_every == 0 or step == total_steps:
+        if _is_due(recipe, progress, total_steps):
             progress = yield from _look(job, progress)
-            if recipe.evaluate.patience and progress.stale >= recipe.evaluate.patience:
-                ending = Ending(progress, "done", f"eval_loss has not improved since step {progress.best_step}")
-                break
         is_best = progress.best_step == step
         old = time.monotonic() - saved_at > recipe.checkpoint.minutes * 60
         if step % recipe.checkpoint.every == 0 or is_best or old:
-            yield _save(job, progress)
-            saved_at, saved_step = time.monotonic(), step
+            saved = _save(job, progress)
+            yield saved
+            saved_at = time.monotonic()
+            saved_step = step if isinstance(saved, CheckpointSaved) else saved_step
     if saved_step != progress.step:
         yield _save(job, progress)
     return replace(ending, progress=progress)
+
+
+def _is_due(recipe: BaseRecipe, progress: Progress, total_steps: int) -> bool:
+    """Return whether the validation rows are to be scored at this step and have not been yet."""
+    every = recipe.evaluate.every or max(1, total_steps // 10)
+    return progress.looked_step < progress.step and (progress.step % every == 0 or progress.step == total_steps)
 
 
 def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) -> Event:
@@ -164,10 +185,15 @@ def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) ->
 
 
 def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
-    """Score the validation rows and answer the sample prompts."""
+    """Score the validation rows and answer the sample prompts; a stop cuts it short, and then nothing is scored."""
     if len(job.valid_rows):
         started = time.perf_counter()
-        loss, weight = evaluate(job.model, job.objective, job.valid_rows, tokens=job.micro_batch_tokens)
+        scored = evaluate(
+            job.model, job.objective, job.valid_rows, tokens=job.micro_batch_tokens, wants_stop=job.requests.wants_stop
+        )
+        if scored is None:
+            return progress
+        loss, weight = scored
         progress = progress.evaluated(loss)
         yield Evaluated(
             step=progress.step,
@@ -176,7 +202,7 @@ def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
                 "eval_supervised_tokens": weight,
                 "eval_seconds": time.perf_counter() - started,
             },
-            is_best=progress.best_step == progress.step,
+            is_best=progress.stale == 0,
         )
     yield from job.sample(progress.step)
     return progress

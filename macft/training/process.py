@@ -9,7 +9,7 @@ import traceback
 from types import FrameType
 
 from macft.errors import MacftError, Stopped
-from macft.events import RunEnded
+from macft.events import PhaseProgress, RunEnded
 from macft.recipe import load_recipe
 from macft.run import Run
 
@@ -24,6 +24,7 @@ class Requests:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.signal_number = 0
+        self._waiting: list[str] = []
         _, self._offset = run.read_requests(0)  # what an earlier life was asked for is no longer wanted
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
@@ -31,10 +32,17 @@ class Requests:
 
     def __call__(self) -> list[str]:
         """Return the actions asked for since the last call."""
+        stopping = self.wants_stop()
+        actions, self._waiting = self._waiting, []
+        return [*actions, "stop"] if stopping else actions
+
+    def wants_stop(self) -> bool:
+        """Return whether a stop was asked for; other actions stay for the next call."""
         actions, self._offset = self.run.read_requests(self._offset)
+        self._waiting += actions
         if "stop" in actions and not self.signal_number:
             self.signal_number = signal.SIGTERM
-        return [*actions, "stop"] if self.signal_number else actions
+        return bool(self.signal_number)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal_number or number == signal.SIGQUIT:
@@ -53,6 +61,8 @@ def run_to_end(run: Run) -> int:
     """
     with run.lock():
         requests = Requests(run)
+        if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
+            run.append(PhaseProgress(name="start"))
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm

@@ -32,7 +32,7 @@ from macft.models.stream import prepare_stream
 from macft.recipe import Recipe, dump_recipe
 from macft.run import Run
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
-from macft.training.loop import Ending, Job, train
+from macft.training.loop import Ending, Job, Requests, train
 from macft.training.objectives import Supervised
 from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.result import score, write_adapter, write_model
@@ -40,6 +40,8 @@ from macft.training.trainable import make_trainable
 
 MEMORY_SHARE = 0.5
 """Share of the memory left beside weights and adapter that one micro-batch may take."""
+CACHE_SHARE = 0.1
+"""Share of the working set that MLX may keep in freed buffers on a GPU."""
 CPU_TOKENS, GPU_TOKENS = 512, 8192
 """Tokens a micro-batch when memory would allow more."""
 FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "compile"}
@@ -61,7 +63,7 @@ class Session:
         MacftError: Data, model or recipe make it impossible; nothing was trained.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, *, emit: Emit, requests: Callable[[], list[str]]) -> None:
+    def __init__(self, recipe: Recipe, run: Run, *, emit: Emit, requests: Requests) -> None:
         self.recipe, self.run_folder, self.emit, self.requests = recipe, run, emit, requests
         self.folder = resolve(recipe.model, home())
         self.facts = describe(self.folder)
@@ -69,7 +71,9 @@ class Session:
 
     def run(self) -> Ending:
         """Train, leave the result in the run folder, and score it."""
-        latest = self.checkpoints.name_of(LATEST)
+        latest = self.checkpoints.newest_whole()
+        if latest != (named := self.checkpoints.name_of(LATEST)):
+            self.emit(Warned(message=f"checkpoint {named} is damaged", fix=f"Going on from {latest or 'the start'}."))
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
         self._refuse_untrainable()
         self.tokenizer = load_tokenizer(self.folder)
@@ -79,6 +83,8 @@ class Session:
         if latest is not None:
             self.checkpoints.check_world(latest)
         self.emit(PhaseProgress(name="load"))
+        if mx.default_device() == mx.gpu:  # shapes vary from batch to batch, and MLX would keep a buffer of each
+            mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
         job = self._make_job(model, data)
         progress = Progress()
@@ -87,10 +93,13 @@ class Session:
             progress = self.checkpoints.load(latest, model, job.optimizer)
         self.emit(self._planned(job))
         ending = self._drive(train(job, progress))
-        if ending.progress.step:
+        if (step := ending.progress.step) > 0:
             if (best := self.checkpoints.name_of(BEST)) is not None:
-                self.checkpoints.load(best, model)
-            self._write_result(model, result_config, ending)
+                step = self.checkpoints.load(best, model).step
+            elif len(data.valid):
+                message = "no evaluation was better than the one before training: the last weights are kept"
+                self.emit(Warned(message=message, fix="Try a lower learning_rate.", step=step))
+            self._write_result(model, result_config, step)
         if ending.status == "done" and self.recipe.evaluate.test_rows and data.test:
             self._score(model, data)
         return ending
@@ -137,7 +146,7 @@ class Session:
             train_rows=data.train,
             valid_rows=data.valid,
             micro_batch_tokens=self._micro_batch_tokens(model, data),
-            compiled=mx.default_device() == mx.gpu if recipe.compile == "auto" else recipe.compile,
+            compiled=recipe.compile is True,
             checkpoints=self.checkpoints,
             requests=self.requests,
             sample=self._sampler(model, data),
@@ -228,12 +237,12 @@ class Session:
     def _teller(self, phase: str) -> Callable[[int, int], None]:
         def tell(done: int, total: int) -> None:
             self.emit(PhaseProgress(name=phase, done=done, total=total))
-            if "stop" in self.requests():
+            if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
 
         return tell
 
-    def _write_result(self, model: nn.Module, config: dict[str, Any], ending: Ending) -> Path:
+    def _write_result(self, model: nn.Module, config: dict[str, Any], step: int) -> Path:
         world = self.checkpoints.world
         provenance = {
             "version": version("macft"),
@@ -245,7 +254,7 @@ class Session:
             "quantize": self.recipe.quantize,
             "quantize_group_size": self.recipe.quantize_group_size,
             "method": self.recipe.method,
-            "step": ending.progress.best_step or ending.progress.step,
+            "step": step,
             "enable_thinking": self.recipe.data.enable_thinking,
         }
         if self.recipe.adapter == "full":

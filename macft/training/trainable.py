@@ -1,6 +1,7 @@
 """Load the base and make the recipe's part of it trainable: a fresh adapter, an earlier one, or the model itself."""
 
 import fnmatch
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapters import attach, count_values, load_adapter, set_dropout
+from macft.models.adapters import attach, count_values, load_adapter, set_dropout, update_scale
 from macft.models.describe import fingerprint
 from macft.models.load import load_model
 from macft.recipe import Recipe
@@ -31,6 +32,8 @@ def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module,
         RecipeError: The recipe asks for what this model cannot do.
     """
     full = recipe.adapter == "full"
+    if full and recipe.start_from is not None:
+        raise RecipeError([Problem("start_from", 'does not go with adapter = "full"; set model to the earlier result')])
     # Updates of full fine-tuning are smaller than bfloat16 can hold beside the weights.
     dtype = "float32" if full and recipe.compute_dtype == "auto" else recipe.compute_dtype
     model, config = load_model(
@@ -45,10 +48,25 @@ def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module,
         return model, attach(model, recipe.lora, kind=recipe.adapter, seed=recipe.seed)
     source = find_adapter(recipe.start_from, runs)
     adapter = load_adapter(model, source, base_fingerprint=fingerprint(folder))
+    _refuse_other_shape(recipe, adapter)
     set_dropout(model, recipe.lora.dropout)
-    if (rank := adapter["lora_parameters"]["rank"]) != recipe.lora.rank:
-        raise RecipeError([Problem("lora.rank", f"start_from has rank {rank} (got {recipe.lora.rank})")])
     return model, adapter
+
+
+def _refuse_other_shape(recipe: Recipe, adapter: dict[str, Any]) -> None:
+    """Refuse a start whose adapter is not the one that the recipe describes: nothing is overruled in silence."""
+    theirs = adapter["lora_parameters"]
+    wanted = update_scale(recipe.lora)
+    problems = []
+    if adapter["fine_tune_type"] != recipe.adapter:
+        problems.append(Problem("adapter", f"start_from is {adapter['fine_tune_type']} (got {recipe.adapter})"))
+    if theirs["rank"] != recipe.lora.rank:
+        problems.append(Problem("lora.rank", f"start_from has rank {theirs['rank']} (got {recipe.lora.rank})"))
+    elif not math.isclose(theirs["scale"], wanted, rel_tol=1e-6) and not recipe.lora.rslora:
+        alpha = theirs["scale"] * theirs["rank"]
+        problems.append(Problem("lora.alpha", f"start_from has alpha {alpha:g} (got {recipe.lora.alpha:g})"))
+    if problems:
+        raise RecipeError(problems, fix="Its layers and targets are kept as well; to change them, start afresh.")
 
 
 def _unfreeze(model: nn.Module, patterns: list[str]) -> None:

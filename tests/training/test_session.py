@@ -16,7 +16,7 @@ import pytest
 
 from macft import api
 from macft.chat.session import open_chat
-from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError
+from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError, Stopped
 from macft.events import Evaluated, Event, RunEnded, Sampled, Scored, StepDone, StepSkipped, TrainingPlanned, Warned
 from macft.models.adapters import CONFIG, WEIGHTS, load_adapter, load_tensors
 from macft.models.load import load_model
@@ -62,25 +62,34 @@ def recipe_of(rows: Path) -> Callable[..., Any]:
 
 
 class Life:
-    """One session on a run folder; its events, and how it ended."""
+    """One session on a run folder; its events, and how it ended. It may be stopped after some updates or questions."""
 
-    def __init__(self, recipe: Any, folder: Path, *, stop_after: int | None = None) -> None:
+    def __init__(
+        self, recipe: Any, folder: Path, *, stop_after: int | None = None, stop_at_look: int | None = None
+    ) -> None:
         self.run = Run.open(folder) if folder.exists() else Run.create(folder, dump_recipe(recipe))
         self.events: list[Event] = []
-        self.stop_after = stop_after
+        self.stop_after, self.stop_at_look = stop_after, stop_at_look
+        self.looks = 0
         self.ending: Ending | None = None
         self.recipe = recipe
 
     def live(self) -> "Life":
-        self.ending = Session(self.recipe, self.run, emit=self._emit, requests=self._requests).run()
+        self.ending = Session(self.recipe, self.run, emit=self._emit, requests=self).run()
         return self
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
         self.run.append(event)
 
-    def _requests(self) -> list[str]:
-        return ["stop"] if self.stop_after is not None and len(self.of(StepDone)) >= self.stop_after else []
+    def __call__(self) -> list[str]:
+        return ["stop"] if self.wants_stop() else []
+
+    def wants_stop(self) -> bool:
+        self.looks += 1
+        if self.stop_at_look is not None and self.looks >= self.stop_at_look:
+            return True
+        return self.stop_after is not None and len(self.of(StepDone)) >= self.stop_after
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -158,6 +167,53 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     for name in ("weights.safetensors", "optimizer.safetensors"):
         last = third.run.checkpoints / "step-000008" / name
         assert last.read_bytes() == (whole.run.checkpoints / "step-000008" / name).read_bytes()
+
+
+@pytest.mark.parametrize("look", [2, 5, 9, 12, 14, 17, 20])
+def test_wherever_a_run_is_stopped_it_ends_the_same(look: int, recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = recipe_of()
+    whole = Life(recipe, tmp_path / "whole").live()
+    try:
+        first = Life(recipe, tmp_path / "parts", stop_at_look=look).live().events
+    except Stopped:  # before training began
+        first = []
+    second = Life(recipe, tmp_path / "parts").live()
+    assert bytes_of(second.run) == bytes_of(whole.run)
+    assert set(numbers(first) + numbers(second.events)) == set(numbers(whole.events))
+
+
+def test_a_run_that_stopped_early_is_not_trained_on_when_resumed(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = recipe_of(steps=60, learning_rate=0.5, evaluate={"every": 1, "patience": 2, "samples": 0})
+    first = Life(recipe, tmp_path / "run").live()
+    before = bytes_of(first.run)
+    second = Life(recipe, tmp_path / "run").live()
+    assert second.of(StepDone) == []
+    assert second.ending is not None
+    assert "has not improved" in second.ending.reason
+    assert bytes_of(second.run) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = recipe_of(steps=9, checkpoint={"every": 2})
+    whole = Life(recipe, tmp_path / "whole").live()
+    first = Life(recipe, tmp_path / "run", stop_after=5).live()
+    path = first.run.checkpoints / "step-000005" / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    second = Life(recipe, tmp_path / "run").live()
+    assert "step-000005 is damaged" in second.of(Warned)[0].message
+    assert second.of(StepDone)[0].step == 5
+    assert bytes_of(second.run) == bytes_of(whole.run)
+
+
+def test_a_failed_run_that_is_resumed_fails_again(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = recipe_of(steps=30, learning_rate=1e30, optimizer={"max_grad_norm": 0.0})
+    Life(recipe, tmp_path / "run").live()
+    second = Life(recipe, tmp_path / "run").live()
+    assert second.ending is not None
+    assert second.ending.status == "failed"
+    assert len(second.of(StepSkipped)) == 3
 
 
 def test_a_killed_process_resumes_bit_for_bit(
@@ -292,6 +348,7 @@ def test_full_fine_tuning_leaves_a_model_that_stock_mlx_lm_loads(recipe_of: Call
         ({"lora": {"targets": ["c_attn"]}}, "matches no linear layer"),
         ({"lora": {"layers": 99}}, "the model has 3 layers"),
         ({"data": {"train": []}}, "is required"),
+        ({"adapter": "full", "start_from": "x"}, "does not go with"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(
@@ -338,8 +395,15 @@ def test_an_adapter_is_continued(recipe_of: Callable[..., Any], tmp_path: Path) 
     second = Life(recipe_of(steps=4, start_from=str(first.run.path)), tmp_path / "second").live()
     best = min(event.metrics["eval_loss"] for event in first.of(Evaluated))
     assert second.of(Evaluated)[0].metrics["eval_loss"] == pytest.approx(best, rel=1e-5)
-    with pytest.raises(RecipeError, match="start_from has rank 4"):
-        Life(recipe_of(lora={"rank": 8}, start_from=str(first.run.path)), tmp_path / "third").live()
+    for number, (changes, part) in enumerate(
+        [
+            ({"lora": {"rank": 8}}, "start_from has rank 4"),
+            ({"lora": {"rank": 4, "alpha": 99}}, "start_from has alpha 16"),
+            ({"adapter": "dora"}, "start_from is lora"),
+        ]
+    ):
+        with pytest.raises(RecipeError, match=part):
+            Life(recipe_of(**changes, start_from=str(first.run.path)), tmp_path / f"other-{number}").live()
 
 
 def test_pretraining_learns_from_whole_documents(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
@@ -384,6 +448,12 @@ def test_an_adapter_of_another_base_is_refused(recipe_of: Callable[..., Any], tm
 @pytest.mark.parametrize(
     ("damage", "part"),
     [
+        (lambda folder: (folder / CONFIG).write_text("[]"), "adapter_config.json"),
+        (lambda folder: (folder / CONFIG).write_text('{"num_layers": 2}'), "lora_parameters is missing"),
+        (
+            lambda folder: (folder / CONFIG).write_text('{"lora_parameters": {"rank": -1, "scale": 1}}'),
+            "lora_parameters.rank",
+        ),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 40), "cannot be read"),
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
         (lambda folder: (folder / CONFIG).write_text("{"), "cannot be read"),

@@ -201,3 +201,37 @@ def test_every_optimizer_overfits_one_batch(llama: GoldenCase, name: str) -> Non
     batches = [make_batch(rows, np.arange(len(rows)))]
     losses = [updater(step, batches, rate).loss for step in range(1, 41)]
     assert losses[-1] < 0.7 * losses[0]
+
+
+class Sharing(nn.Module):
+    """A layer that is given another layer's output by keyword, as some families do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def __call__(self, x: mx.array, *, shared: mx.array) -> mx.array:
+        return x + mx.tanh(self.linear(shared))
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [Sharing(), Sharing()]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        first = self.layers[0](x, shared=x)
+        return self.layers[1](x, shared=first)
+
+
+def test_recomputed_layers_pass_gradients_through_arrays_given_by_keyword() -> None:
+    mx.random.seed(0)
+    model, x = TwoLayers(), mx.random.normal((3, 4))
+    found = []
+    for recomputed in (False, True):
+        if recomputed:
+            recompute_layers(model)
+        _, gradients = nn.value_and_grad(model, lambda x: mx.square(model(x)).sum())(x)
+        found.append({name: np.array(value) for name, value in tree_flatten(gradients)})
+    assert np.abs(found[0]["layers.0.linear.weight"]).max() > 0
+    assert largest_difference(found[1], found[0]) < 1e-6
