@@ -20,10 +20,13 @@ VERSION = 1
 """Version of the recipe format; a recipe with a newer one is refused with a message."""
 
 
-class Table(BaseModel):
-    """A table of the recipe: frozen, unknown keys refused, fields documented by the docstring below each."""
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+class Table(BaseModel):
+    """A table of the recipe: frozen, unknown keys and infinities refused, fields documented by the docstring below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataTable(Table):
@@ -95,7 +98,7 @@ class OptimizerTable(Table):
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay."""
 
-    betas: tuple[float, float] = Field(default=(0.9, 0.999))
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999))
     """Decay of the moment averages (adamw, lion); the first is the momentum of sgd and muon."""
 
     eps: float = Field(default=1e-8, gt=0.0)
@@ -243,6 +246,7 @@ Recipe = SftRecipe | PretrainRecipe
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Discriminator("method")])
 _BRANCH = re.compile(r"literal\[|list\[|constrained-|bool$|int$")
+_SHOWN_CHARACTERS = 80
 _METHODS: dict[str, type[BaseRecipe]] = {"sft": SftRecipe, "pretrain": PretrainRecipe}
 
 
@@ -262,7 +266,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([Problem(str(path), "no such recipe")], fix="`macft recipes` lists the gallery.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Problem(str(path), f"cannot be read ({error})")]) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: Python limits digits and depth
         raise RecipeError([Problem(str(path), f"is not TOML: {error}")]) from None
     return make_recipe(apply_overrides(values, overrides), folder=path.parent)
 
@@ -331,7 +335,7 @@ def describe_fields(table: type[BaseModel], prefix: str = "") -> list[tuple[str,
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -353,8 +357,13 @@ def _problem(detail: dict[str, Any], values: dict[str, Any]) -> Problem:
     if detail["type"] == "missing":
         return Problem(key, "is required")
     got = detail.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+    shown = f" (got {_shorten(got)})" if isinstance(got, str | int | float | bool) else ""
     return Problem(key, detail["msg"][0].lower() + detail["msg"][1:] + shown)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _merged(problems: list[Problem]) -> list[Problem]:

@@ -65,6 +65,11 @@ def test_one_key_has_one_line_even_when_it_may_be_several_things() -> None:
         ({"model": "m", "data": {"too_long": "cut"}}, "data.too_long", "'truncate'"),
         ({"model": "m", "data": 3}, "data", "dictionary"),
         ({"model": 7}, "model", "string"),
+        ({"model": "m", "epochs": float("inf")}, "epochs", "finite number"),
+        ({"model": "m", "learning_rate": float("inf")}, "learning_rate", "finite number"),
+        ({"model": "m", "lora": {"alpha": float("nan")}}, "lora.alpha", "finite number"),
+        ({"model": "m", "optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1", "less than 1"),
+        ({"model": "m", "optimizer": {"betas": [-0.1, 0.9]}}, "optimizer.betas.0", "greater than or equal to 0"),
     ],
 )
 def test_what_is_refused(values: dict, key: str, part: str) -> None:
@@ -104,7 +109,14 @@ def test_a_bad_override_is_named(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "part"), [(b"model = ", "is not TOML"), (b"\xff\xfe", "cannot be read"), (None, "no such recipe")]
+    ("content", "part"),
+    [
+        (b"model = ", "is not TOML"),
+        (b"steps = " + b"1" * 5000, "is not TOML: Exceeds the limit"),
+        (b"x = " + b"[" * 5000, "is not TOML"),
+        (b"\xff\xfe", "cannot be read"),
+        (None, "no such recipe"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes | None, part: str) -> None:
     path = tmp_path / "recipe.toml"
@@ -112,6 +124,14 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=part):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000])
+def test_an_override_beyond_what_python_reads_is_refused_in_one_short_line(value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(apply_overrides({"model": "m"}, [f"steps={value}"]))
+    assert str(caught.value).startswith("steps: ")
+    assert len(str(caught.value)) < 300
 
 
 def test_a_dumped_recipe_reads_back_as_itself(tmp_path: Path) -> None:
