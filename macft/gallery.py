@@ -69,9 +69,17 @@ def copy_recipe(name: str, folder: Path) -> Path:
     text = source.read_text(encoding="utf-8")
     for data in sorted((source.parent / "data").glob("*")):
         if f"data/{data.name}" in text:
-            shutil.copytree(data, folder / "data" / data.name, dirs_exist_ok=True)
+            _copy(data, folder / "data" / data.name)
     shutil.copyfile(source, target)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _folder() -> Path:
