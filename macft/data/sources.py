@@ -6,6 +6,7 @@ and the next row is read; nothing is repaired in silence. JSONL and CSV are stre
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from macft.errors import Problem
 STDIN = "-"
 _LONGEST_CELL = 2**27
 _BOM = b"\xef\xbb\xbf"
+_ABOUT = re.compile(r"(readme|licen[cs]e|changelog).*\.(md|txt)", re.IGNORECASE)
+"""Files about the data in a folder of data; they are read when they are named themselves."""
 _EXAMPLE_KEYS = {"messages", "conversations", "prompt", "instruction", "text"}
 
 
@@ -46,7 +49,8 @@ def read_rows(paths: Sequence[str], problems: list[Problem]) -> Iterator[Row]:
     """Read rows from files, folders and standard input (`-`), in order.
 
     Args:
-        paths: A folder stands for every supported file in it, sorted; `-` is JSONL on standard input.
+        paths: A folder stands for every supported file in it, sorted, but not for what is about it, such as README.md;
+            `-` is JSONL on standard input.
         problems: Gets everything that could not be read.
 
     Returns:
@@ -77,6 +81,7 @@ def _files(path: Path, problems: list[Problem]) -> list[Path]:
             for child in path.rglob("*")
             if child.is_file()
             and child.suffix.lower() in READERS
+            and not _ABOUT.fullmatch(child.name)
             and not any(part.startswith(".") for part in child.relative_to(path).parts)
         )
         if not found:
@@ -222,17 +227,27 @@ def _read_json(path: Path, problems: list[Problem]) -> Iterator[Row]:
 
 
 def _object(value: object, text: str, at: int, path: Path, problems: list[Problem]) -> Iterator[Row]:
-    where = f"{path.name}:{_line_of(text, at)}"
-    lists = [key for key, item in value.items() if isinstance(item, list)] if isinstance(value, dict) else []
-    if isinstance(value, dict) and not _EXAMPLE_KEYS & value.keys():
-        if len(lists) != 1:
-            what = f"is an object with {len(lists)} lists (expected a list of rows, or an object that holds one list)"
-            problems.append(Problem(where, what))
-            return
-        start = text.index("[", text.index(json.dumps(lists[0], ensure_ascii=False), at))
-        yield from _elements(text, start, path, problems, whole=False)
-    else:
-        yield from _row(value, where, str(path), _line_of(text, at), problems)
+    line = _line_of(text, at)
+    if not isinstance(value, dict) or _EXAMPLE_KEYS & value.keys():
+        yield from _row(value, f"{path.name}:{line}", str(path), line, problems)
+        return
+    lists = {key: item for key, item in value.items() if isinstance(item, list)}
+    candidates = [key for key, item in lists.items() if any(isinstance(part, dict) for part in item)] or list(lists)
+    if len(candidates) != 1:
+        what = f"is an object with {len(lists)} lists (expected a list of rows, or an object that holds one list)"
+        problems.append(Problem(f"{path.name}:{line}", what))
+        return
+    yield from _elements(text, _find_value(text, at, candidates[0]), path, problems, whole=False)
+
+
+def _find_value(text: str, at: int, key: str) -> int:
+    """Return where the value of a key starts in the valid JSON object that opens at `at`."""
+    while True:
+        name, at = _DECODER.raw_decode(text, _skip_space(text, at + 1))
+        at = _skip_space(text, _skip_space(text, at) + 1)
+        if name == key:
+            return at
+        at = _skip_space(text, _DECODER.raw_decode(text, at)[1])
 
 
 def _elements(text: str, at: int, path: Path, problems: list[Problem], *, whole: bool = True) -> Iterator[Row]:

@@ -136,6 +136,10 @@ def test_csv_lines_count_quoted_newlines(tmp_path):
     [
         ('[\n  {"text": "a"},\n\n  {"text":\n "b"}\n]\n', [2, 4]),
         ('{"version": 2, "rows": [\n{"text": "a"},\n{"text": "b"}]}', [2, 3]),
+        ('{"\\u6570\\u636e": [\n{"text": "a"},\n{"text": "b"}]}', [2, 3]),
+        ('{"数据" : [{"text": "a"}]}', [1]),
+        ('{"title":"rows","meta":{"a":[1]},\n"rows":[{"text": "a"}], "end": "}"}', [2]),
+        ('{"rows": "rows", "tags": ["rows"], "list" :\n[{"text": "a"}]}', [2]),
         ('{"text": "a"}\n{"text": "b"}\n', [1, 2]),
         ('\n{"text": "a", "more": [1]}', [2]),
     ],
@@ -158,6 +162,16 @@ def test_folders_are_read_in_order_without_hidden_files(tmp_path):
         ("z.txt:1", "text of a/z.txt\n"),
         ("b.md:1", "text of b.md\n"),
     ]
+
+
+def test_what_is_about_a_folder_is_read_only_when_it_is_named(tmp_path):
+    for name in ("README.md", "readme.zh.txt", "LICENSE.txt", "Changelog.md", "notes.md"):
+        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
+    (tmp_path / "license_questions.jsonl").write_text(GOOD, encoding="utf-8")
+    rows, problems = read(tmp_path)
+    assert problems == []
+    assert [row.where for row in rows] == ["license_questions.jsonl:1", "notes.md:1"]
+    assert [row.where for row in read(tmp_path / "README.md")[0]] == ["README.md:1"]
 
 
 def test_parquet_rows_are_numbered(tmp_path):
