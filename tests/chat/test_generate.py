@@ -81,6 +81,46 @@ def test_long_prompts_are_read_in_chunks(name: str, tokenizer: TokenizerWrapper)
     assert [answer.token_ids for answer in answers[:5]] == [likeliest(model, prompt, 3) for prompt in prompts[:5]]
 
 
+class Watched(Wanderer):
+    """Notes the shape of every pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.passes: list[tuple[int, ...]] = []
+
+    def __call__(self, ids: mx.array, cache: list[Any] | None = None) -> mx.array:
+        self.passes.append(ids.shape)
+        return super().__call__(ids, cache)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("shared", [READ_TOKENS + 1, READ_TOKENS + 70])
+def test_no_pass_reads_more_than_its_share(name: str, shared: int, tokenizer: TokenizerWrapper):
+    tokenizer.eos_token_ids = []
+    watched = Watched(load_model(load_case(name).folder)[0])
+    prompts = make_prompts(shared)[1:3]
+    answers = answer_batch(watched, tokenizer, prompts, max_tokens=2)
+    assert max(rows * columns for rows, columns in watched.passes) == READ_TOKENS
+    assert [answer.token_ids for answer in answers] == [likeliest(watched, prompt, 2) for prompt in prompts]
+    watched.passes.clear()
+    answer_batch(watched, tokenizer, [list(range(1, 200)) * 15], max_tokens=2)
+    assert max(rows * columns for rows, columns in watched.passes) <= READ_TOKENS + 1
+
+
+def test_long_prompts_are_answered_few_at_a_time(tokenizer: TokenizerWrapper):
+    tokenizer.eos_token_ids = []
+    watched = Watched(load_model(load_case("llama").folder)[0])
+    prompts = make_prompts(shared=0)
+    answers = answer_batch(watched, tokenizer, prompts, max_tokens=MAX_TOKENS, cache_tokens=120)
+    assert [answer.token_ids for answer in answers] == [likeliest(watched, prompt, MAX_TOKENS) for prompt in prompts]
+    generating = [rows for rows, columns in watched.passes if columns == 1]
+    assert generating[0] == 120 // (40 + MAX_TOKENS) == 2
+    assert 2 < max(generating) <= 120 // (1 + MAX_TOKENS)
+    watched.passes.clear()
+    answer_batch(watched, tokenizer, prompts, max_tokens=MAX_TOKENS, cache_tokens=1)
+    assert {rows for rows, _ in watched.passes} == {1}
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_rows_stop_at_any_end_token_and_keep_their_order(
     batch_size: int, llama: nn.Module, tokenizer: TokenizerWrapper
