@@ -7,7 +7,7 @@ How a chat becomes tokens: `turns` finds what the template writes, whose words s
 turn starts and ends. The text is then cut at the template's control tokens and at the start of each turn. A control
 token of the template's becomes its id; one in a person's text stays text. Each piece is tokenized as it reads after the
 text before it, which together is what tokenizing the whole gives. Only a token that straddles the start of a turn is
-cut there, as the prompt cuts it when the model is asked.
+cut there, trained on or not, as the prompt cuts it when the model is asked.
 """
 
 import contextlib
@@ -110,8 +110,9 @@ def render_prompt(
     """
     codec = _codec(tokenizer)
     chat = Chat(tuple(messages), tuple(tools), enable_thinking)
-    _, rendered, notes = render(chat, tokenizer, codec.control, prompt=True)
-    return [int(id) for id in codec.tokenize(codec.cut(rendered, []), notes).ids]
+    chat, rendered, notes = render(chat, tokenizer, codec.control, prompt=True)
+    pieces = codec.cut(rendered, [], codec.find_starts(chat, rendered))
+    return [int(id) for id in codec.tokenize(pieces, notes).ids]
 
 
 def encode_prompt(
@@ -162,11 +163,22 @@ class _Codec:
     def encode_chat(self, chat: Chat, train_on: str) -> tuple[Encoded, set[str]]:
         chat, rendered, notes = render(chat, self.tokenizer, self.control, prompt=False)
         turns = []
-        for index in choose_turns(chat.messages, train_on):
+        chosen = choose_turns(chat.messages, train_on)
+        for index in chosen:
             turn, more = find_turn(chat, rendered, index, self.tokenizer, self.control)
             turns.append(turn)
             notes |= more | ({STOP_ADDED} if turn.is_open else set())
-        return self.tokenize(self.cut(rendered, turns), notes, train_all=train_on == "all"), notes
+        pieces = self.cut(rendered, turns, self.find_starts(chat, rendered, besides=chosen))
+        return self.tokenize(pieces, notes, train_all=train_on == "all"), notes
+
+    def find_starts(self, chat: Chat, rendered: Rendered, *, besides: Sequence[int] = ()) -> set[int]:
+        """Return where the assistant's turns start that are context: text is cut there as in rows that teach them."""
+        starts = set()
+        for index, message in enumerate(chat.messages):
+            if message.role == "assistant" and index not in besides:
+                with contextlib.suppress(RowProblem):  # what cannot be found cannot be trained on either
+                    starts.add(find_turn(chat, rendered, index, self.tokenizer, self.control)[0].start)
+        return starts
 
     def encode_bare(self, prompt: str, text: str, train_on: str) -> tuple[Encoded, set[str]]:
         """Encode a prompt and what follows it, without a template."""
@@ -175,13 +187,13 @@ class _Codec:
         start = 0 if prompt else 1
         return self.tokenize(pieces[start:], notes, start_ids=self.start_ids, train_all=train_on == "all"), notes
 
-    def cut(self, rendered: Rendered, turns: Sequence[Turn]) -> list[_Piece]:
-        """Cut a text at its control tokens and at the borders of the turns that are trained on."""
+    def cut(self, rendered: Rendered, turns: Sequence[Turn], past_starts: Iterable[int]) -> list[_Piece]:
+        """Cut a text at its control tokens, at the borders of the turns trained on and at the starts of the others."""
         is_open = bool(turns) and turns[-1].is_open
         length = turns[-1].end if is_open else len(rendered.text)
         control = dict(split_control(rendered, self.control))
         starts, ends = {turn.start for turn in turns}, {turn.end for turn in turns}
-        borders = {0, length, *starts, *ends, *control.keys(), *control.values()}
+        borders = {0, length, *starts, *ends, *past_starts, *control.keys(), *control.values()}
         pieces: list[_Piece] = []
         is_trained = False
         for at, end in pairwise(sorted(border for border in borders if border <= length)):

@@ -113,10 +113,27 @@ def test_what_stands_before_the_answer_is_what_the_model_is_asked_with(format):
         start = int(np.flatnonzero(encoded.mask)[0])
         if PROMPT_DIFFERS not in notes:
             assert encoded.ids[:start].tolist() == prompt
+            assert encode(example, tokenizer, train_on="assistant").ids[:start].tolist() == prompt
+        if BORDER_CUT in notes:
+            continue
         messages = [{"role": message.role, "content": message.content} for message in example.messages[:-1]]
         if format.system == "kept" or messages[0]["role"] != "system":
             asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
             assert prompt == asked
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+@pytest.mark.parametrize("first", ["4", " 4", "\n4", "\n\n4", "\n\n"])
+def test_a_prompt_begins_its_row_whatever_earlier_answers_begin_with(first, train_on):
+    tokenizer = load("chatml")
+    for is_trained in (True, False):
+        earlier = Message("assistant", first, train=is_trained and first.strip() != "")
+        example = ChatExample((Message("user", "2+2"), earlier, Message("user", "3+3"), Message("assistant", "\n6")))
+        encoded = encode(example, tokenizer, train_on=train_on)
+        prompt = encode_prompt(example, tokenizer)
+        assert encoded.ids[: len(prompt)].tolist() == prompt
+        asked_first = render_prompt(example.messages[:1], tokenizer)
+        assert prompt[: len(asked_first)] == asked_first or not first.strip()  # a blank turn cannot be found
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
