@@ -42,6 +42,7 @@ def read_recipe(name: str, *, model: str | None, data: Sequence[str], settings: 
         )
     if data:
         overrides.append(f"data.train=[{', '.join(_toml(path) for path in _absolute(data))}]")
+        overrides += ["data.valid=[]", "data.test=[]"]  # the recipe's own would score another task
     overrides += settings
     if name != STDIN:
         return api.read_recipe(name, overrides)

@@ -103,7 +103,7 @@ def train(
     Args:
         recipe: A file, a name from `macft recipes`, or - to read it from stdin.
         model: Instead of the recipe's model.
-        data: Files or folders of rows to learn from, instead of the recipe's.
+        data: Files or folders of rows to learn from; the recipe's own are left out, held-out ones too.
         out: The run's folder; a new one below MACFT_RUNS when left out.
         set_: Set a key of the recipe, like lora.rank=16; may be repeated.
         json: Print the run's events as they are written.
