@@ -119,10 +119,10 @@ def parse_example(row: Row, columns: Mapping[str, str] | None = None) -> Example
 
 
 def question_of(example: ChatExample | CompletionExample) -> tuple[tuple[Message, ...], str]:
-    """Return the messages before an example's last answer, and that answer; what evaluation asks and expects."""
+    """Return the messages before the last answer that an example teaches, and that answer without its tool calls."""
     if isinstance(example, CompletionExample):
         return (Message("user", example.prompt),), example.completion
-    last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
+    last = max(index for index, message in enumerate(example.messages) if message.role == "assistant" and message.train)
     return example.messages[:last], example.messages[last].content or ""
 
 

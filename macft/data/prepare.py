@@ -17,19 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from macft.data.chat_template import Encoded, encode_with_notes
-from macft.data.examples import COLUMNS, Example, RowProblem, TextExample, parse_example
+from macft.data.examples import COLUMNS, CompletionExample, Example, RowProblem, TextExample, parse_example
 from macft.data.mix import hash_example, is_held_out
+from macft.data.questions import Question, make_question
 from macft.data.report import DataReport, sort_counts, summarize_lengths
 from macft.data.sources import Row, list_files, read_rows
 from macft.data.turns import Tokenizer
 from macft.errors import DataError, Problem
-from macft.recipe import DataTable
+from macft.recipe import DataTable, EvaluateTable
 
 NOTHING_TO_LEARN = "nothing to learn in it"
 ANSWER_CUT_OFF = "answer beyond max_seq_length"
 TOO_LONG = "longer than max_seq_length"
 ALL_HELD_OUT = "valid_fraction would hold out every row: none is held out"
 NONE_HELD_OUT = "valid_fraction holds out no row: too few rows"
+NOTHING_TO_ASK = "has nothing to ask with"
+NO_ROOM = "leaves no room for an answer within max_seq_length"
+TEST_NOT_ASKED = "a row of data.test is not asked: it"
 
 Progress = Callable[[int, int], None]
 _PROGRESS_EVERY = 256
@@ -79,12 +83,17 @@ class TokenRows:
 
 
 class Prepared(NamedTuple):
-    """The data of a run."""
+    """The data of a run.
+
+    Attributes:
+        samples: Asked at every evaluation: `evaluate.prompts`, or the first of the held-out rows.
+        test: Asked when the run ends: the first `evaluate.test_rows` rows of `data.test` that can be asked.
+    """
 
     train: TokenRows
     valid: TokenRows
-    test: list[Example]
-    valid_examples: list[Example]
+    samples: list[Question]
+    test: list[Question]
     report: DataReport
 
 
@@ -94,6 +103,9 @@ class _Builder:
     def __init__(self) -> None:
         self.ids, self.mask, self.offsets = array("i"), bytearray(), array("q", [0])
         self.where: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.where)
 
     def add(self, encoded: Encoded, where: str) -> None:
         self.ids.frombytes(encoded.ids.tobytes())
@@ -113,9 +125,10 @@ def prepare(
     method: str,
     max_seq_length: int,
     vocab_size: int,
+    evaluate: EvaluateTable | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Read and tokenize the rows of a run.
+    """Read and tokenize the rows of a run, and what the model will be asked.
 
     Args:
         data: What to read, and how.
@@ -123,6 +136,7 @@ def prepare(
         method: `pretrain` reads whole documents and splits them; the others read chats and completions.
         max_seq_length: Longest row, in tokens.
         vocab_size: Rows of the model's embedding; ids beyond it are a problem.
+        evaluate: How much is asked. Every row of `data.test` is checked, asked or not.
         progress: Called with rows done and rows in all; the latter is an estimate, 0 when nothing is known.
 
     Raises:
@@ -139,7 +153,13 @@ def prepare(
     if problems:
         raise DataError(problems, fix="`macft data check` reads rows without training.")
     preparation = _Preparation(
-        data, tokenizer, method=method, max_seq_length=max_seq_length, vocab_size=vocab_size, progress=progress
+        data,
+        tokenizer,
+        method=method,
+        max_seq_length=max_seq_length,
+        vocab_size=vocab_size,
+        evaluate=evaluate or EvaluateTable(),
+        progress=progress,
     )
     return preparation.run()
 
@@ -167,30 +187,34 @@ class _Preparation:
         method: str,
         max_seq_length: int,
         vocab_size: int,
+        evaluate: EvaluateTable,
         progress: Progress | None,
     ) -> None:
-        self.data, self.tokenizer, self.method = data, tokenizer, method
+        self.data, self.tokenizer, self.method, self.evaluate = data, tokenizer, method, evaluate
         self.max_seq_length, self.vocab_size, self.progress = max_seq_length, vocab_size, progress
         self.too_long = "split" if method == "pretrain" else data.too_long
         self.train, self.valid = _Builder(), _Builder()
+        self.samples, self.test = list[Question](), list[Question]()
         self.problems: list[Problem] = []
         self.dropped, self.formats, self.notes = Counter[str](), Counter[str](), Counter[str]()
-        self.rows_read = self.truncated = self.split = self.duplicates = self.leaked = 0
+        self.rows_read = self.test_rows = self.truncated = self.split = self.duplicates = self.leaked = 0
         self.total = _estimate_rows(data) if progress else 0
         self.trained: set[int] = set()
 
     def run(self) -> Prepared:
         fraction = 0.0 if self.data.valid else self.data.valid_fraction
-        valid_examples = self._read_train(fraction)
+        self._ask_prompts()
+        self._read_train(fraction)
         for example in self._examples(self.data.valid):
             self.leaked += hash_example(example) in self.trained
-            valid_examples.append(example)
-            self._add(example, self.valid)
-        test = list(self._examples(self.data.test))
-        self.leaked += sum(hash_example(example) in self.trained for example in test)
+            self._hold_out(example)
+        for example in self._examples(self.data.test):
+            self.leaked += hash_example(example) in self.trained
+            self._read_test(example)
         train, valid = self.train.build(), self.valid.build()
         if fraction and len(valid) and not len(train):
-            train, valid, valid_examples = valid, train, []
+            train, valid = valid, train
+            self.samples = self.samples if self.evaluate.prompts else []
             self.notes[ALL_HELD_OUT] += len(train)
         elif fraction and not len(valid):
             self.notes[NONE_HELD_OUT] += len(train)
@@ -199,20 +223,54 @@ class _Preparation:
             self.problems.append(Problem("data.train", f"leaves nothing to train on: {why}"))
         if self.problems:
             raise DataError(self.problems)
-        return Prepared(train, valid, test, valid_examples, self._report(train, valid, test))
+        return Prepared(train, valid, self.samples, self.test, self._report(train, valid))
 
-    def _read_train(self, fraction: float) -> list[Example]:
-        held_out: list[Example] = []
+    def _ask_prompts(self) -> None:
+        for index, prompt in enumerate(self.evaluate.prompts):
+            unasked = Counter[str]()
+            example = CompletionExample(prompt, "", f"evaluate.prompts[{index}]")
+            if question := self._question(example, unasked):
+                self.samples.append(question)
+            self.problems += [Problem(example.where, why) for why in unasked]
+
+    def _read_train(self, fraction: float) -> None:
         for example in self._examples(self.data.train):
             content = hash_example(example)
             if is_held_out(content, fraction):
-                held_out.append(example)
-                self._add(example, self.valid)
+                self._hold_out(example)
                 continue
             self.duplicates += content in self.trained
             self.trained.add(content)
             self._add(example, self.train)
-        return held_out
+
+    def _hold_out(self, example: Example) -> None:
+        before = len(self.valid)
+        self._add(example, self.valid)
+        wanted = 0 if self.evaluate.prompts else self.evaluate.samples
+        is_kept = len(self.valid) > before
+        if is_kept and len(self.samples) < wanted and (question := self._question(example, Counter())):
+            self.samples.append(question)
+
+    def _read_test(self, example: Example) -> None:
+        self.test_rows += 1
+        unasked = Counter[str]()
+        question = self._question(example, unasked)
+        self.notes.update(f"{TEST_NOT_ASKED} {why}" for why in unasked)
+        if question and len(self.test) < self.evaluate.test_rows:
+            self.test.append(question)
+
+    def _question(self, example: Example, unasked: Counter[str]) -> Question | None:
+        """Make a question of a row; `unasked` counts why there is none, and what is wrong is a problem."""
+        try:
+            question = make_question(example, self.tokenizer, enable_thinking=self.data.enable_thinking)
+            self._check_vocabulary(max(question.ids) if question else 0)
+        except RowProblem as problem:
+            self.problems.append(Problem(example.where, problem.what))
+            return None
+        if question and len(question.ids) < self.max_seq_length:
+            return question
+        unasked[NO_ROOM if question else NOTHING_TO_ASK] += 1
+        return None
 
     def _examples(self, paths: list[str]) -> Iterator[Example]:
         for row in read_rows(paths, self.problems):
@@ -247,20 +305,21 @@ class _Preparation:
             encoded, notes = encode_with_notes(
                 example, self.tokenizer, train_on=self.data.train_on, enable_thinking=self.data.enable_thinking
             )
+            self._check_vocabulary(int(encoded.ids.max(initial=0)))
         except RowProblem as problem:
             self.problems.append(Problem(example.where, problem.what))
             return
         self.notes.update(notes)
-        largest = int(encoded.ids.max(initial=0))
-        if largest >= self.vocab_size:
-            what = f"has the token id {largest}, beyond the model's vocabulary of {self.vocab_size}"
-            self.problems.append(Problem(example.where, what))
-        elif not encoded.mask.any():
+        if not encoded.mask.any():
             self.dropped[NOTHING_TO_LEARN] += 1
         elif len(encoded.ids) <= self.max_seq_length:
             rows.add(encoded, example.where)
         else:
             self._add_long(encoded, example.where, rows)
+
+    def _check_vocabulary(self, largest: int) -> None:
+        if largest >= self.vocab_size:
+            raise RowProblem(f"has the token id {largest}, beyond the model's vocabulary of {self.vocab_size}")
 
     def _add_long(self, encoded: Encoded, where: str, rows: _Builder) -> None:
         length, limit = len(encoded.ids), self.max_seq_length
@@ -277,12 +336,12 @@ class _Preparation:
             self.split += self.too_long == "split"
             self.dropped[ANSWER_CUT_OFF] += not kept
 
-    def _report(self, train: TokenRows, valid: TokenRows, test: list[Example]) -> DataReport:
+    def _report(self, train: TokenRows, valid: TokenRows) -> DataReport:
         return DataReport(
             rows_read=self.rows_read,
             train_rows=len(train),
             valid_rows=len(valid),
-            test_rows=len(test),
+            test_rows=self.test_rows,
             tokens=len(train.ids),
             supervised_tokens=int(train.mask.sum()),
             **summarize_lengths(train.lengths),

@@ -3,11 +3,11 @@
 The rule: a question is rendered by the same code as a training row, so a tuned model is asked as it was taught.
 """
 
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from macft.data.chat_template import decode, encode_prompt
-from macft.data.examples import CompletionExample, Example, TextExample, question_of
+from macft.data.chat_template import decode, encode, encode_prompt
+from macft.data.examples import ChatExample, Example, TextExample, question_of
 from macft.data.turns import Tokenizer
 
 OPENING_TOKENS, ENDING_TOKENS = 24, 48
@@ -22,21 +22,34 @@ class Question(NamedTuple):
     reference: str
 
 
-def ask(prompt: str, tokenizer: Tokenizer, *, enable_thinking: bool) -> Question:
-    """Make a question of a person's prompt: a user turn, or plain text for a model without a chat template."""
-    example = CompletionExample(prompt, "")
-    return Question(prompt, encode_prompt(example, tokenizer, enable_thinking=enable_thinking), "")
+def make_question(example: Example, tokenizer: Tokenizer, *, enable_thinking: bool) -> Question | None:
+    """Make a question of a row: everything before its last answer, or the opening of a text.
+
+    Returns:
+        None when there is nothing to ask with: no message before the answer, no prompt, or too short a text.
+
+    Raises:
+        RowProblem: The chat template refuses the row.
+    """
+    if isinstance(example, TextExample):
+        return _make_opening(example.text, tokenizer)
+    messages, answer = question_of(example)
+    ids = encode_prompt(example, tokenizer, enable_thinking=enable_thinking) if messages else []
+    if not ids:
+        return None
+    if isinstance(example, ChatExample) and example.messages[len(messages)].tool_calls:
+        answer = _write_answer(example, len(messages), tokenizer, enable_thinking)
+    return Question(messages[-1].content or "", ids, answer)
 
 
-def questions_from(examples: Iterable[Example], tokenizer: Tokenizer, *, enable_thinking: bool) -> Iterator[Question]:
-    """Make a question of each row: everything before its last answer, or the opening of a text."""
-    for example in examples:
-        if isinstance(example, TextExample):
-            ids = tokenizer.encode(example.text, add_special_tokens=True)
-            rest = ids[OPENING_TOKENS : OPENING_TOKENS + ENDING_TOKENS]
-            if rest:
-                yield Question(decode(tokenizer, ids[:OPENING_TOKENS]), ids[:OPENING_TOKENS], decode(tokenizer, rest))
-            continue
-        messages, answer = question_of(example)
-        ids = encode_prompt(example, tokenizer, enable_thinking=enable_thinking)
-        yield Question(messages[-1].content or "", ids, answer)
+def _make_opening(text: str, tokenizer: Tokenizer) -> Question | None:
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    opening, rest = ids[:OPENING_TOKENS], ids[OPENING_TOKENS : OPENING_TOKENS + ENDING_TOKENS]
+    return Question(decode(tokenizer, opening), opening, decode(tokenizer, rest)) if rest else None
+
+
+def _write_answer(example: ChatExample, index: int, tokenizer: Tokenizer, enable_thinking: bool) -> str:
+    """Return an answer as the template writes it, tool calls and all: what the model is taught, without its stop."""
+    until = replace(example, messages=example.messages[: index + 1])
+    ids, mask = encode(until, tokenizer, train_on="last", enable_thinking=enable_thinking)
+    return decode(tokenizer, ids[mask][:-1]).strip()

@@ -4,10 +4,9 @@ The rule: data is read and tokenized before the model loads, so a bad row costs 
 bottom in the order in which things happen.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
 from macft.data.chat_template import find_stop_ids
-from macft.data.examples import Example
 from macft.data.prepare import Prepared, prepare
-from macft.data.questions import Question, ask, questions_from
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
@@ -122,6 +119,7 @@ class Session:
             method=self.recipe.method,
             max_seq_length=longest,
             vocab_size=self.facts.vocab_size,
+            evaluate=self.recipe.evaluate,
             progress=self._teller("tokenize"),
         )
         for note, rows in data.report.notes.items():
@@ -153,23 +151,17 @@ class Session:
         )
 
     def _sampler(self, model: nn.Module, data: Prepared) -> Callable[[int], Iterator[Sampled]]:
-        table, thinking = self.recipe.evaluate, self.recipe.data.enable_thinking
-        questions = [ask(prompt, self.tokenizer, enable_thinking=thinking) for prompt in table.prompts]
-        questions = questions or self._questions(data.valid_examples, table.samples)
+        limit = self.recipe.evaluate.max_tokens
 
         def sample(step: int) -> Iterator[Sampled]:
             model.eval()
-            prompts = [question.ids for question in questions]
-            answers = answer_batch(model, self.tokenizer, prompts, max_tokens=table.max_tokens)
+            prompts = [question.ids for question in data.samples]
+            answers = answer_batch(model, self.tokenizer, prompts, max_tokens=limit)
             model.train()
-            for index, (asked, answer) in enumerate(zip(questions, answers, strict=True)):
+            for index, (asked, answer) in enumerate(zip(data.samples, answers, strict=True)):
                 yield Sampled(step=step, index=index, prompt=asked.text, text=answer.text, reference=asked.reference)
 
         return sample
-
-    def _questions(self, examples: Iterable[Example], count: int) -> list[Question]:
-        thinking = self.recipe.data.enable_thinking
-        return list(islice(questions_from(examples, self.tokenizer, enable_thinking=thinking), count))
 
     def _micro_batch_tokens(self, model: nn.Module, data: Prepared) -> int:
         """Return how many tokens fit one pass beside the weights."""
@@ -262,8 +254,7 @@ class Session:
         return write_adapter(self.run_folder, model, config, provenance)
 
     def _score(self, model: nn.Module, data: Prepared) -> None:
-        questions = self._questions(data.test, self.recipe.evaluate.test_rows)
         full = self.recipe.adapter == "full"
         base = load_model(self.folder, compute_dtype=self.recipe.compute_dtype)[0] if full else None
         limit, tell = self.recipe.evaluate.max_tokens, self._teller("answer")
-        self.emit(score(model, base, self.tokenizer, questions, max_tokens=limit, progress=tell))
+        self.emit(score(model, base, self.tokenizer, data.test, max_tokens=limit, progress=tell))

@@ -10,7 +10,10 @@ from macft.data.examples import CompletionExample, TextExample
 from macft.data.prepare import (
     ALL_HELD_OUT,
     ANSWER_CUT_OFF,
+    NO_ROOM,
+    NOTHING_TO_ASK,
     NOTHING_TO_LEARN,
+    TEST_NOT_ASKED,
     TOO_LONG,
     Prepared,
     prepare,
@@ -18,7 +21,7 @@ from macft.data.prepare import (
 )
 from macft.data.report import render_row
 from macft.errors import DataError
-from macft.recipe import DataTable
+from macft.recipe import DataTable, EvaluateTable
 from tests.data.formats import load
 
 
@@ -31,13 +34,16 @@ def pairs(count: int, start: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(start, start + count)]
 
 
-def ready(tokenizer=None, *, method="sft", max_seq_length=512, vocab_size=10_000, progress=None, **data) -> Prepared:
+def ready(
+    tokenizer=None, *, method="sft", max_seq_length=512, vocab_size=10_000, evaluate=None, progress=None, **data
+) -> Prepared:
     return prepare(
         DataTable(**data),
         tokenizer or load("chatml"),
         method=method,
         max_seq_length=max_seq_length,
         vocab_size=vocab_size,
+        evaluate=EvaluateTable(**evaluate or {}),
         progress=progress,
     )
 
@@ -61,9 +67,11 @@ def test_rows_come_back_as_they_were_encoded(tmp_path):
 
 
 def test_a_split_never_moves_when_rows_come_and_go(tmp_path):
-    small = ready(train=[write(tmp_path / "a.jsonl", pairs(200))], valid_fraction=0.1)
-    large = ready(train=[write(tmp_path / "b.jsonl", pairs(300)[::-1])], valid_fraction=0.1)
-    held = [{example.prompt for example in made.valid_examples} for made in (small, large)]
+    every = {"samples": 1000}
+    small = ready(train=[write(tmp_path / "a.jsonl", pairs(200))], valid_fraction=0.1, evaluate=every)
+    large = ready(train=[write(tmp_path / "b.jsonl", pairs(300)[::-1])], valid_fraction=0.1, evaluate=every)
+    held = [{question.text for question in made.samples} for made in (small, large)]
+    assert [len(made.samples) for made in (small, large)] == [len(made.valid) for made in (small, large)]
     assert held[0] == {prompt for prompt in held[1] if int(prompt.split()[1]) < 200}
     assert 5 < len(held[0]) < 40
     assert len(small.train) + len(small.valid) == 200
@@ -85,10 +93,85 @@ def test_fingerprints_follow_the_content(tmp_path):
 def test_a_folder_with_train_valid_and_test_is_read_as_such(tmp_path):
     for name, count, start in (("train", 4, 0), ("valid", 3, 10), ("test", 2, 0)):
         write(tmp_path / f"{name}.jsonl", pairs(count, start))
-    made = ready(train=[str(tmp_path)])
+    made = ready(train=[str(tmp_path)], evaluate={"test_rows": 9})
     assert (len(made.train), len(made.valid), len(made.test)) == (4, 3, 2)
+    assert made.report.test_rows == 2
     assert made.report.leaked_rows == 2
     assert len(ready(train=[str(tmp_path)], valid=[write(tmp_path / "mine.jsonl", pairs(1))]).valid) == 1
+
+
+REFUSED = {"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}
+ANSWER_ONLY = {"messages": [{"role": "assistant", "content": "hello"}]}
+
+
+def test_what_will_be_asked_is_rendered_with_the_rows(tmp_path):
+    train, test = write(tmp_path / "a.jsonl", pairs(3)), write(tmp_path / "t.jsonl", [*pairs(1), REFUSED])
+    prompts = ["fine", "\ufdd0", "long " * 600]
+    with pytest.raises(DataError) as caught:
+        ready(load("gemma"), train=[train], test=[test], evaluate={"prompts": prompts})
+    assert [str(problem).partition(" (")[0] for problem in caught.value.problems] == [
+        "evaluate.prompts[1]: holds a Unicode noncharacter",
+        f"evaluate.prompts[2]: {NO_ROOM}",
+        "t.jsonl:2: the chat template refuses the row: Conversation roles must alternate "
+        "user/assistant/user/assistant/...",
+    ]
+    with pytest.raises(DataError, match=r"t.jsonl:1: has the token id \d+, beyond the model's vocabulary of 500"):
+        ready(
+            method="pretrain",
+            train=[write(tmp_path / "b.jsonl", [{"text": "a"}])],
+            vocab_size=500,
+            test=[
+                write(tmp_path / "t.jsonl", [{"text": "<|im_end|> The quick brown fox jumps over the lazy dog." * 9}])
+            ],
+            valid_fraction=0,
+        )
+
+
+def test_prompts_of_the_recipe_come_before_those_of_the_rows(tmp_path):
+    train, valid = (write(tmp_path / f"{name}.jsonl", pairs(9)) for name in "ab")
+    made = ready(train=[train], valid=[valid], evaluate={"prompts": ["one?", "two?"]})
+    assert [question.text for question in made.samples] == ["one?", "two?"]
+    made = ready(train=[train], valid=[valid], evaluate={"samples": 2})
+    assert [(question.text, question.reference) for question in made.samples] == [
+        ("question 0", "answer 0"),
+        ("question 1", "answer 1"),
+    ]
+
+
+def test_a_row_with_nothing_before_its_answer_is_learned_from_and_not_asked(tmp_path):
+    rows = write(tmp_path / "a.jsonl", [ANSWER_ONLY, *pairs(2)])
+    made = ready(train=[rows], valid=[rows], test=[rows], evaluate={"test_rows": 9})
+    assert (len(made.train), len(made.valid)) == (3, 3)
+    assert [question.text for question in made.samples] == ["question 0", "question 1"]
+    assert [question.text for question in made.test] == ["question 0", "question 1"]
+    assert made.report.notes[f"{TEST_NOT_ASKED} {NOTHING_TO_ASK}"] == 1
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate", "split"])
+def test_only_rows_that_were_kept_and_prompts_that_fit_are_asked(tmp_path, policy):
+    rows = [
+        {"prompt": "word " * 100, "completion": "late"},
+        {"prompt": "early", "completion": "word " * 100},
+        *pairs(1),
+    ]
+    held = write(tmp_path / "v.jsonl", rows)
+    train = write(tmp_path / "a.jsonl", pairs(2, 10))
+    made = ready(
+        train=[train], valid=[held], test=[held], too_long=policy, max_seq_length=40, evaluate={"test_rows": 9}
+    )
+    asked = ["question 0"] if policy == "drop" else ["early", "question 0"]
+    assert [question.text for question in made.samples] == asked
+    assert [question.text for question in made.test] == ["early", "question 0"]
+    assert max(len(question.ids) for question in made.test) < 40
+    assert made.report.notes == {f"{TEST_NOT_ASKED} {NO_ROOM}": 1}
+
+
+def test_as_many_test_rows_are_asked_as_wanted_and_all_are_checked(tmp_path):
+    train, test = write(tmp_path / "a.jsonl", pairs(2)), write(tmp_path / "t.jsonl", pairs(5, 1))
+    made = ready(train=[train], valid_fraction=0, test=[test], evaluate={"test_rows": 2})
+    assert [question.text for question in made.test] == ["question 1", "question 2"]
+    assert (made.report.test_rows, made.report.leaked_rows) == (5, 1)
+    assert ready(train=[train], valid_fraction=0, test=[test]).test == []
 
 
 LONG = [{"prompt": "short", "completion": "word " * 100}, {"prompt": "word " * 100, "completion": "late"}, *pairs(2)]

@@ -296,6 +296,22 @@ def test_bad_rows_are_told_before_the_model_loads(rows: Path, recipe_of: Callabl
     assert not [event for event in life.events if getattr(event, "name", "") == "load"]
 
 
+@pytest.mark.parametrize("prompts", [[], ["\ufdd0"]])
+def test_what_cannot_be_asked_is_told_before_the_model_loads(
+    prompts: list[str], rows: Path, recipe_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    bad = tmp_path / "test.jsonl"
+    turns = [{"role": "user", "content": "\ufdd0"}, {"role": "assistant", "content": "no"}]
+    bad.write_text(rows.read_text() + json.dumps({"messages": turns}) + "\n")
+    table = {"every": 4, "test_rows": 30, "prompts": prompts}
+    life = Life(recipe_of(data={"test": str(bad)}, evaluate=table), tmp_path / "run")
+    with pytest.raises(DataError) as caught:
+        life.live()
+    told = [problem.where for problem in caught.value.problems]
+    assert told == [*(["evaluate.prompts[0]"] if prompts else []), "test.jsonl:25"]
+    assert not [event for event in life.events if getattr(event, "name", "") == "load"]
+
+
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     life = Life(recipe_of(learning_rate=1e30, optimizer={"max_grad_norm": 0.0}), tmp_path / "run").live()
     assert life.ending is not None
