@@ -15,6 +15,7 @@ from macft.data.chat_template import Encoded, decode
 from macft.data.turns import Tokenizer
 
 _BARS = 16
+LEFT_OUT_FIX = "`macft data show` shows a row as the model sees it; max_seq_length bounds its length."
 REPLACEMENT = "\ufffd"
 
 
@@ -60,6 +61,20 @@ class DataReport:
     def supervised_share(self) -> float:
         """The share of the training tokens that is trained on."""
         return self.supervised_tokens / max(1, self.tokens)
+
+    def list_warnings(self) -> list[tuple[str, str]]:
+        """List what was cut, left out or stands twice, a line each, with what to do about it."""
+        longer = "Raise max_seq_length, or choose another data.too_long."
+        # Documents lose nothing when they are split; chats lose what an answer stands on.
+        split = self.split_rows if self.formats.keys() - {"text"} else 0
+        counts = [
+            (self.truncated_rows, "longer than max_seq_length, so their end is cut off", longer),
+            (split, "longer than max_seq_length, so they are split", longer),
+            *((rows, f"left out: {reason}", LEFT_OUT_FIX) for reason, rows in self.dropped.items()),
+            (self.duplicate_rows, "repeat an earlier training row", "Remove them, unless they should weigh more."),
+            (self.leaked_rows, "in data.valid or data.test are also trained on", "Remove them from data.train."),
+        ]
+        return [(f"{what} (rows: {rows:,})", fix) for rows, what, fix in counts if rows]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

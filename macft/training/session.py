@@ -122,6 +122,8 @@ class Session:
             evaluate=self.recipe.evaluate,
             progress=self._teller("tokenize"),
         )
+        for message, fix in data.report.list_warnings():
+            self.emit(Warned(message=message, fix=fix))
         for note, rows in data.report.notes.items():
             self.emit(Warned(message=f"{note} (rows: {rows:,})"))
         return data

@@ -174,6 +174,23 @@ def test_as_many_test_rows_are_asked_as_wanted_and_all_are_checked(tmp_path):
     assert ready(train=[train], valid_fraction=0, test=[test]).test == []
 
 
+def test_a_report_warns_of_all_that_was_cut_left_out_or_stands_twice(tmp_path):
+    train = write(tmp_path / "a.jsonl", [*LONG, *pairs(2)])
+    made = ready(train=[train], valid=[write(tmp_path / "v.jsonl", pairs(1))], max_seq_length=40)
+    warnings = made.report.list_warnings()
+    assert [message for message, _ in warnings] == [
+        "longer than max_seq_length, so their end is cut off (rows: 1)",
+        f"left out: {ANSWER_CUT_OFF} (rows: 1)",
+        "repeat an earlier training row (rows: 2)",
+        "in data.valid or data.test are also trained on (rows: 1)",
+    ]
+    assert all(fix and "\n" not in message + fix for message, fix in warnings)
+    split = ready(train=[train], valid_fraction=0, max_seq_length=40, too_long="split").report.list_warnings()
+    assert split[0][0] == "longer than max_seq_length, so they are split (rows: 2)"
+    documents = write(tmp_path / "d.jsonl", [{"text": "word " * 200}])
+    assert ready(method="pretrain", train=[documents], valid_fraction=0, max_seq_length=40).report.list_warnings() == []
+
+
 LONG = [{"prompt": "short", "completion": "word " * 100}, {"prompt": "word " * 100, "completion": "late"}, *pairs(2)]
 
 

@@ -312,6 +312,23 @@ def test_what_cannot_be_asked_is_told_before_the_model_loads(
     assert not [event for event in life.events if getattr(event, "name", "") == "load"]
 
 
+def test_a_run_tells_what_was_cut_repeated_and_leaked(
+    rows: Path, recipe_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    lines = rows.read_text().splitlines()
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a long answer " * 20}]
+    rows.write_text("\n".join([*lines, *lines[:4], json.dumps({"messages": turns})]) + "\n")
+    data = {"valid": str(tmp_path / "valid.jsonl")}
+    (tmp_path / "valid.jsonl").write_text(lines[0] + "\n")
+    life = Life(recipe_of(steps=1, max_seq_length=120, data=data), tmp_path / "run").live()
+    warned = {event.message: event.fix for event in life.of(Warned)}
+    assert {
+        "longer than max_seq_length, so their end is cut off (rows: 1)",
+        "repeat an earlier training row (rows: 4)",
+        "in data.valid or data.test are also trained on (rows: 1)",
+    } == {message for message, fix in warned.items() if fix}
+
+
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     life = Life(recipe_of(learning_rate=1e30, optimizer={"max_grad_norm": 0.0}), tmp_path / "run").live()
     assert life.ending is not None
