@@ -210,8 +210,8 @@ class BaseRecipe(Table):
     recompute: Literal["none", "layer"] = "none"
     """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time."""
 
-    compile: bool | Literal["auto"] = "auto"
-    """Compile the update with `mx.compile`. auto: on Metal only, since compiling takes minutes on the CPU backend."""
+    compile: bool = False
+    """Compile the update with `mx.compile`. Each new shape of a batch is compiled anew: it pays where rows are alike."""
 
     neftune_alpha: float = Field(default=0.0, ge=0.0)
     """Strength of NEFTune noise on the embeddings in training; 5 is usual, 0 is off."""

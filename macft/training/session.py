@@ -146,7 +146,7 @@ class Session:
             train_rows=data.train,
             valid_rows=data.valid,
             micro_batch_tokens=self._micro_batch_tokens(model, data),
-            compiled=recipe.compile is True,
+            compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=self.requests,
             sample=self._sampler(model, data),
