@@ -211,7 +211,7 @@ class BaseRecipe(Table):
     """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time."""
 
     compile: bool = False
-    """Compile the update with `mx.compile`. Each new shape of a batch is compiled anew: it pays where rows are alike."""
+    """Compile the update with `mx.compile`. Every new batch shape is compiled anew: it pays where rows are alike."""
 
     neftune_alpha: float = Field(default=0.0, ge=0.0)
     """Strength of NEFTune noise on the embeddings in training; 5 is usual, 0 is off."""
