@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
+from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
 from macft.data.prepare import Prepared, prepare
 from macft.errors import ModelError, Problem, RecipeError, Stopped
@@ -22,7 +23,7 @@ from macft.machine import home, read_machine, runs_folder
 from macft.memory import activation_bytes, adapter_bytes, largest_micro_batch
 from macft.models.adapters import count_values, recompute_layers
 from macft.models.catalog import resolve
-from macft.models.describe import describe, fingerprint, template_hash
+from macft.models.describe import describe, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import find_head
 from macft.models.load import load_model, load_tokenizer
 from macft.models.stream import prepare_stream
@@ -113,14 +114,26 @@ class Session:
 
     def _prepare(self) -> Prepared:
         longest = min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
-        data = prepare(
+        settings = (
+            self.recipe.method,
+            longest,
+            self.facts.vocab_size,
+            self.recipe.evaluate,
+            tokenizer_hash(self.folder),
+        )
+        data = prepare_once(
+            home() / "cache" / "rows",
             self.recipe.data,
-            self.tokenizer,
-            method=self.recipe.method,
-            max_seq_length=longest,
-            vocab_size=self.facts.vocab_size,
-            evaluate=self.recipe.evaluate,
-            progress=self._teller("tokenize"),
+            settings,
+            lambda: prepare(
+                self.recipe.data,
+                self.tokenizer,
+                method=self.recipe.method,
+                max_seq_length=longest,
+                vocab_size=self.facts.vocab_size,
+                evaluate=self.recipe.evaluate,
+                progress=self._teller("tokenize"),
+            ),
         )
         for message, fix in data.report.list_warnings():
             self.emit(Warned(message=message, fix=fix))
