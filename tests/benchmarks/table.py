@@ -34,8 +34,8 @@ mlx-lm runs `tuner.trainer.train` unmodified, with `mask_prompt`. Both sides tak
 batches of its own epoch that are spread evenly from the lightest to the heaviest; seconds are carried over to the epoch
 by the work in it. FLOPs allow: mlx-lm's operations a real token ÷ macft's. Demands are held against CPU seconds, since
 other work shared the machine. Intervals: 95%, bootstrap over pairs of batches."""
-UNCOMPILED = """mlx-lm's step ran without `mx.compile`, which suits it better: compiled and warm it took {probe:.2f} times
-the CPU seconds on one batch, and every new shape compiles anew."""
+UNCOMPILED = """mlx-lm ran without `mx.compile`: compiled and warm, it took {probe:.2f} times the CPU seconds on one
+batch, and every new shape compiles anew."""
 
 
 @dataclass(frozen=True)
