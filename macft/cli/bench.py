@@ -5,7 +5,7 @@ The rule: as in `main`, a command is one call of `macft.api`, and its answer sho
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -48,9 +48,20 @@ def bench(
     with show_progress(plain=plain) as tell_progress:
         report = api.bench(wanted, batches=batches, progress=partial(tell_progress, "time batches"))
     if json:
-        print_json(asdict(report))
+        print_json(report_values(report))
     else:
         print_lines(report_lines(report))
+
+
+def report_values(report: "BenchReport") -> dict[str, Any]:
+    """Return the report as JSON values, every number under its name."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(part) for key, part in value.items()}
+        return value._asdict() if hasattr(value, "_asdict") else value
+
+    return {key: named(value) for key, value in asdict(report).items()}
 
 
 def report_lines(report: "BenchReport") -> list[str]:
