@@ -21,6 +21,7 @@ help:
 	@echo "make test         quick tests and those with the real small model (what CI runs)"
 	@echo "make check        ruff, mypy, import-linter"
 	@echo "make long         the tests that do not fit into CI"
+	@echo "make bench        macft against stock mlx-lm on this machine; BENCH=--quick for a few batches"
 	@echo "make clean        remove the environment and all caches; runs and models stay"
 
 quickstart: $(ENV)/openblas
@@ -39,11 +40,16 @@ check: $(ENV)/developer
 	$(PYTHON) -m mypy
 	$(ENV)/bin/lint-imports
 
+# MACFT_BENCH_DATA names the folder of the rows; mlx-lm comes into an environment of its own below .bench.
+bench: $(ENV)/developer $(ENV)/openblas
+	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m macft pull smollm2-135m
+	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m tests.benchmarks.compare $(BENCH)
+
 reference: $(ENV)/developer
 	$(PYTHON) -m tests.reference
 
 clean:
-	rm -rf $(ENV) .openblas build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(ENV) .bench .openblas build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find macft tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three stamps: what a user needs, what a developer needs, and a fast BLAS. They are redone when pyproject.toml changes.
@@ -94,4 +100,4 @@ $(ENV)/openblas: $(ENV)/user
 	  echo "OpenBLAS could not be installed, so macft computes 25 times slower. Debian: 'apt install libopenblas0-pthread'" \
 	    "· Fedora: 'dnf install openblas' · Arch: 'pacman -S openblas'" >&2;; esac
 
-.PHONY: help quickstart test long check reference clean
+.PHONY: help quickstart test long check bench reference clean

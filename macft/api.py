@@ -24,6 +24,7 @@ from macft.state import RunState
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from macft.bench.report import BenchReport
     from macft.chat.generate import ReplyPart
     from macft.data.examples import Role
     from macft.data.inspect import RowView
@@ -198,6 +199,22 @@ def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
     from macft.data.inspect import view_row
 
     return view_row(data, number, _tokenizer(model)[0])
+
+
+# Speed
+
+
+def bench(recipe: Recipe, *, batches: int, progress: Callable[[int, int], None] | None = None) -> "BenchReport":
+    """Count and time what a recipe's training costs on this machine; nothing is saved.
+
+    Raises:
+        MacftError: The model is not here, or its data cannot be read.
+    """
+    from macft.bench.report import bench as measure
+    from macft.models.catalog import resolve
+
+    _check_inputs(recipe)
+    return measure(recipe, resolve(recipe.model, home()), batches=batches, progress=progress)
 
 
 # Chat

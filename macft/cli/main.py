@@ -19,6 +19,7 @@ from cyclopts.validators import Number
 from macft import __version__, api
 from macft.cli import prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
+from macft.cli.bench import bench
 from macft.cli.diagnostics import guard
 from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
@@ -64,6 +65,7 @@ for room in (prepare.data, prepare.recipes):
     app.command(room)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
+app.command(bench, group=MORE)
 app.register_install_completion_command(group=MORE, help="Install completion for this shell.")
 
 

@@ -19,8 +19,10 @@ from macft.losses.exponential import is_slow, softmax, swiglu
 
 TOLERANCE = 1e-4
 """Largest difference of hidden states from the model's own that still counts as equal in float32, relative."""
-KEPT_SCORES = 256
+KEPT_SCORES = 512
 """On the CPU, rows up to this length keep their attention weights for the backward pass; longer ones recompute them."""
+QUERY_BLOCK = 64
+"""On the CPU, so many queries of a row meet only the keys that lie before them: half of the scores are never made."""
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "rope", "scale", "n_heads", "n_kv_heads")
 
 
@@ -130,18 +132,24 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) ->
     """Return causal attention of queries [S, H, L, d] on keys and values [S, K, L, d], H a multiple of K."""
     if not (is_slow() and queries.dtype == mx.float32):
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
-    kept = queries.shape[2] <= KEPT_SCORES
-    return _attend(queries * scale, keys, values) if kept else mx.checkpoint(_attend)(queries * scale, keys, values)
-
-
-def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     rows, heads, length, width = queries.shape
-    groups = heads // keys.shape[1]
-    together = queries.reshape(rows, keys.shape[1], groups * length, width)
-    column = mx.arange(length)
-    future = mx.where(column[:, None] < column, -mx.inf, 0.0)
-    scores = together @ keys.swapaxes(-1, -2) + mx.tile(future, (groups, 1))
-    return (softmax(scores) @ values).reshape(rows, heads, length, width)
+    grouped = (queries * scale).reshape(rows, keys.shape[1], heads // keys.shape[1], length, width)
+    attend_block = _attend_block if length <= KEPT_SCORES else mx.checkpoint(_attend_block)
+    ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
+    blocks = [
+        attend_block(grouped[:, :, :, start:end], keys[:, :, :end], values[:, :, :end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return mx.concatenate(blocks, axis=3).reshape(queries.shape)
+
+
+def _attend_block(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """Return attention of the last queries of a row [S, K, G, B, d] on all keys up to the last of them [S, K, L, d]."""
+    rows, kv_heads, groups, size, width = queries.shape
+    length = keys.shape[2]
+    scores = queries.reshape(rows, kv_heads, groups * size, width) @ keys.swapaxes(-1, -2)
+    future = mx.where(mx.arange(length - size, length)[:, None] < mx.arange(length), -mx.inf, 0.0)
+    return (softmax(scores + mx.tile(future, (groups, 1))) @ values).reshape(queries.shape)
 
 
 @functools.cache

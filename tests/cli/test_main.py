@@ -30,6 +30,7 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["doctor"],
+    ["bench"],
 ]
 
 

@@ -11,7 +11,7 @@ from macft.models.adapters import attach, recompute_layers
 from macft.models.dequantized import multiply_dequantized
 from macft.models.head import Head, find_head
 from macft.models.load import load_model
-from macft.models.stream import KEPT_SCORES, Stream, attend, prepare_stream
+from macft.models.stream import KEPT_SCORES, QUERY_BLOCK, Stream, attend, prepare_stream
 from macft.recipe import LoraTable
 from macft.training.objectives import Supervised
 from tests.golden import NAMES, load_case
@@ -118,7 +118,7 @@ def test_generation_is_untouched_by_streams() -> None:
     assert mx.allclose(plain(tokens), changed(tokens), atol=1e-5).item()
 
 
-@pytest.mark.parametrize("length", [5, KEPT_SCORES + 1])
+@pytest.mark.parametrize("length", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK - 1, KEPT_SCORES + 1])
 def test_attention_equals_mlx(length: int) -> None:
     mx.random.seed(2)
     queries = mx.random.normal((1, 4, length, 8))

@@ -1,0 +1,58 @@
+"""The two sides: an environment with stock mlx-lm from the registry, and how either side's process is started."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from macft.machine import openblas_preload
+from tests.benchmarks.worker import Worker
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / ".bench"
+COMPILE_OFF = "MLX_DISABLE_COMPILE"
+OPTIONS: dict[str, Any] = {
+    "rank": 8,
+    "scale": 2.0,
+    "learning_rate": 1e-5,
+    "max_seq_length": 2048,
+    "recompute": False,
+}
+"""What both sides train with: a LoRA on every linear layer of every layer."""
+
+
+def install_peer() -> Path:
+    """Return the Python of an environment that holds stock mlx-lm, made once, with this environment's versions."""
+    python = BENCH / "peer" / "bin" / "python"
+    extra = "" if platform.system() == "Darwin" else "[cpu]"
+    wanted = [f"mlx{extra}=={version('mlx')}", *(f"{name}=={version(name)}" for name in ("mlx-lm", "transformers"))]
+    stamp = BENCH / "peer" / "installed"
+    if not stamp.is_file() or stamp.read_text() != " ".join(wanted):
+        print(f"Installing {', '.join(wanted)} for the other side", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(BENCH / "peer")], check=True)
+        quiet = ["--quiet", "--disable-pip-version-check"]
+        subprocess.run([str(python), "-m", "pip", "install", *quiet, *wanted], check=True)
+        stamp.write_text(" ".join(wanted))
+    return python
+
+
+def start_ours(model: Path, **options: Any) -> Worker:
+    """Start macft's side."""
+    command = [sys.executable, "-m", "tests.benchmarks.ours"]
+    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / "ours.log")
+
+
+def start_peer(python: Path, model: Path, *, compiled: bool = False, **options: Any) -> Worker:
+    """Start mlx-lm's side; on the CPU backend its step is not compiled unless asked for."""
+    command = [str(python), str(Path(__file__).with_name("peer.py"))]
+    environ = _environ() | ({} if compiled or platform.system() == "Darwin" else {COMPILE_OFF: "1"})
+    return Worker(command, {**OPTIONS, "model": str(model), **options}, environ, BENCH / "peer.log")
+
+
+def _environ() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != COMPILE_OFF}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return kept | {"LD_PRELOAD": openblas_preload(), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
