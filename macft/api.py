@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from macft.errors import DataError, MacftError, ModelError, Problem, RunCrashed, RunError
+from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
-from macft.machine import home, runs_folder
+from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
+from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
+from macft.plan import fit as fit_recipe
+from macft.plan import plan as make_plan
 from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
 from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
@@ -60,17 +63,46 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(find_recipe(name), overrides)
 
 
-def launch(recipe: Recipe, *, out: Path | None = None) -> Run:
+def plan(recipe: Recipe, *, mac: str = "", calibrated: bool = True) -> Plan:
+    """Say what a run will need and whether it fits; no weights are read, so the model's config is enough.
+
+    Args:
+        recipe: What to do. Its rows are guessed from the files' sizes.
+        mac: Plan for this Mac instead, like `M2 Air 16GB`; its times are estimates.
+        calibrated: Measure this machine's speed, once, for the time.
+
+    Raises:
+        MacftError: The model's config is not here, data files are missing, or no such Mac is known.
+    """
+    facts, data, machine = _plan_facts(recipe, mac)
+    return make_plan(recipe, facts, data, machine, _calibration(mac, machine) if calibrated else None)
+
+
+def fit(recipe: Recipe, *, mac: str = "") -> Recipe:
+    """Return the recipe with the cheapest changes that make it fit.
+
+    Raises:
+        DoesNotFit: No change is enough.
+        MacftError: As for `plan`.
+    """
+    return fit_recipe(recipe, *_plan_facts(recipe, mac))
+
+
+def launch(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> Run:
     """Make a run folder and start training in a process of its own.
 
     Args:
         recipe: What to do.
         out: The run's folder; left out, a new one below `runs_folder()`.
+        force: Train even if the plan does not fit.
 
     Raises:
+        DoesNotFit: The plan needs more memory or disk than there is.
         MacftError: The model is not here, data files are missing, or the folder is not empty.
     """
     _check_inputs(recipe)
+    if not force:
+        _check_fit(recipe, out or runs_folder())
     if recipe.start_from:  # found now: later the name could mean the new run as well
         recipe = recipe.model_copy(update={"start_from": str(find_adapter(recipe.start_from, runs_folder()))})
     path = out or make_run_path(runs_folder(), method=recipe.method, model=recipe.model)
@@ -252,13 +284,54 @@ def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":
     return load_tokenizer(folder), describe(folder)
 
 
+def _plan_facts(recipe: Recipe, mac: str) -> "tuple[ModelFacts, DataFacts, MachineFacts]":
+    from macft.data.estimate import estimate_data
+    from macft.macs import find_mac
+    from macft.models.catalog import resolve
+    from macft.models.describe import describe_as_loaded
+
+    machine = find_mac(mac)[0] if mac else read_machine()
+    try:
+        folder = resolve(recipe.model, home())
+    except NeedsNetwork as error:
+        command = f"macft pull {recipe.model} --config-only"
+        raise NeedsNetwork(error.message, fix=f"`{command}` fetches the config, which is enough to plan.") from None
+    facts = describe_as_loaded(folder, quantize=recipe.quantize)
+    if not facts.trainable:
+        raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")
+    _check_files(recipe)
+    longest = min(recipe.max_seq_length, facts.context or recipe.max_seq_length)
+    data = estimate_data(recipe.data, method=recipe.method, max_seq_length=longest, batch_size=recipe.batch_size)
+    return facts, data, machine
+
+
+def _calibration(mac: str, machine: MachineFacts) -> Calibration:
+    from macft.macs import find_mac
+    from macft.training.calibrate import calibrate
+
+    return find_mac(mac)[1] if mac else calibrate(home(), machine.chip)
+
+
+def _check_fit(recipe: Recipe, folder: Path) -> None:
+    made = plan(recipe, calibrated=False)
+    if made.verdict == Verdict.DOES_NOT_FIT:
+        raise refusal(made)
+    if (free := free_disk_bytes(folder)) < made.disk_bytes:
+        needed = f"{made.disk_bytes / GIB:.1f} GB of disk, and {free / GIB:.1f} GB are free at {folder}"
+        raise DoesNotFit(f"this run needs {needed}", fix="--set checkpoint.keep=1, --out on another disk, or --force.")
+
+
+def _check_files(recipe: Recipe) -> None:
+    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
+    if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
+        raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
+
+
 def _check_inputs(recipe: Recipe) -> None:
     from macft.models.catalog import resolve
     from macft.models.describe import describe
 
-    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
-    if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
-        raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
+    _check_files(recipe)
     facts = describe(resolve(recipe.model, home()))
     if not facts.trainable:
         raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")

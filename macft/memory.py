@@ -1,37 +1,329 @@
 """Bytes that training needs: arithmetic only.
 
-The rule: shapes in, bytes out. Nothing here knows a model, a machine or MLX.
+The rule: shapes in, bytes out. Nothing here knows a model's files, a machine or MLX. The coefficients of the CPU
+backend were counted in what `losses`, `models.stream` and `models.dequantized` keep, and measured in fresh processes
+(`tests/benchmarks/plan_grid.py`); those of Metal are traces of the same graphs (ENGINE §3), not measured there.
 """
 
-ACTIVATIONS_PER_WIDTH, ACTIVATIONS_PER_INNER, ACTIVATIONS_PER_KV = 6.0, 5.0, 2.3
-"""Values kept for the backward pass, a token and layer, as multiples of D, of the MLP's width, and of the kv width."""
-LOGIT_COPIES = 3
-"""Logits, their softmax and its gradient live at once."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
 FLOAT32_BYTES = 4
+CHUNK_ROWS = 256
+"""Positions whose logits exist at once, as in `losses.logprobs`; a test holds the two equal."""
+LIVE_CHUNKS = 3
+"""Chunks of the head that MLX has in hand at once; it runs ahead of what is done with."""
+TRAINED_HEAD_COPIES = 4.5
+"""Copies of all logits, float32, when the head is trained and its gradient is left to autodiff."""
+UNKNOWN_HEAD_COPIES = 3.0
+"""Copies of the supervised logits when the model makes its own, besides one of all positions."""
+GRADIENT_COPIES = 2
+"""Summed and clipped gradients live beside each other until the update is made."""
+MOMENTS = {"adamw": 2, "lion": 1, "muon": 1, "sgd": 1, "adafactor": 0}
+"""State of each optimizer, in copies of what is trained; Adafactor's is a row and a column of each matrix."""
+SCRATCH = {"lion": 1}
+"""Further copies while an optimizer is at work."""
+AHEAD_MATRICES = 16
+AHEAD_EMBEDDINGS = {"adamw": 3.4, "lion": 2.2, "muon": 9.5, "sgd": 1.0, "adafactor": 2.1}
+"""An update's temporary copies: of so many matrices of a layer, and of the embedding."""
+DORA_MATRICES = 14
+"""Matrices that DoRA makes on the way to the norms of adapted weights."""
+LOADED_COPIES = {"float": 2, "quantized": 6}
+"""Bytes a value of the largest matrix, beside the model, while it is cast or quantized."""
+NORMED_HEADS = {"qwen3", "gemma3_text", "olmo2"}
+"""Families that normalize queries and keys, which keeps them twice."""
+DOUBLE_NORMS = {"gemma3_text", "gemma2"}
+"""Families with two more norms a layer."""
+STREAMED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "iquestcoder", "xverse"}
+"""Families whose rows lie in one flat stream; all others take padded rows."""
+SPLIT_HEADS = STREAMED | {"phi3", "gemma", "gemma2", "cohere", "cohere2", "granite", "olmo2", "starcoder2", "stablelm"}
+"""Families whose head macft takes apart; of all others the worst is expected: logits of every position."""
 
 
-def activation_bytes(
-    tokens: int, *, layers: int, width: int, inner: int, kv_width: int, value_bytes: int, recomputed: bool = False
-) -> int:
-    """Return the activations kept for the backward pass of `tokens` tokens.
+class Shape(Protocol):
+    """The sizes of a model, as its config says them."""
 
-    Source: fitted to traces of Llama-shaped models (ENGINE §3).
+    @property
+    def family(self) -> str:
+        """The `model_type` of its config."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the hidden states."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP."""
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows V of the embedding."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Values a token that come and go inside one layer, as multiples of its widths.
+
+    Attributes:
+        inner: Of the MLP's width.
+        width: Of the hidden states.
+        queries: Of all heads together.
+        kv: Of the keys.
+        scores: Of heads · longest row, in the MLP's backward pass.
+        attention: The same, in attention's own.
     """
-    a_layer = ACTIVATIONS_PER_WIDTH * width + ACTIVATIONS_PER_INNER * inner + ACTIVATIONS_PER_KV * kv_width
-    kept = layers * 1.1 * width + a_layer if recomputed else layers * a_layer
-    return int(tokens * value_bytes * kept)
+
+    inner: float
+    width: float
+    queries: float
+    kv: float = 0.0
+    scores: float = 0.0
+    attention: float = 0.0
 
 
-def logit_bytes(positions: int, *, vocabulary: int) -> int:
-    """Return what the logits of the supervised positions need, in float32."""
-    return positions * vocabulary * FLOAT32_BYTES * LOGIT_COPIES
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What one way of running a model keeps.
+
+    Attributes:
+        value_bytes: Of an activation.
+        inner: Values kept a token and layer, as multiples of the MLP's width.
+        kv: The same of the keys' width.
+        longest_scores: Rows up to this length keep their attention weights.
+        free: Work of a layer whose values were kept.
+        recomputed: Work of a layer that is computed again.
+        dequantized: Copies of a quantized head's weight, float32, while its logits are made.
+        cache_share: What the allocator may hold back, of what comes and goes.
+    """
+
+    value_bytes: int
+    inner: float
+    kv: float
+    longest_scores: int
+    free: Work
+    recomputed: Work
+    dequantized: float = 0.0
+    cache_share: float = 0.0
 
 
-def adapter_bytes(parameters: int) -> int:
-    """Return weights, gradients and two moments of an adapter, in float32."""
-    return parameters * FLOAT32_BYTES * 4
+CPU_STREAM = Backend(
+    value_bytes=4,
+    inner=4.0,  # gate, up, the sigmoid, and the product when its linear is adapted
+    kv=2.0,
+    longest_scores=256,  # models.stream.KEPT_SCORES
+    free=Work(inner=6.0, width=8.0, queries=4.0, attention=5.3),
+    recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=8.0),
+    dequantized=3.6,
+)
+CPU_PADDED = Backend(
+    value_bytes=4,
+    inner=5.0,
+    kv=2.0,
+    longest_scores=10**9,
+    free=Work(inner=6.0, width=8.0, queries=4.0, attention=3.4),
+    recomputed=Work(inner=18.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=2.4),
+    dequantized=3.6,
+)
+METAL = Backend(
+    value_bytes=2,
+    inner=5.0,
+    kv=2.3,
+    longest_scores=0,
+    free=Work(inner=2.0, width=4.0, queries=2.0),
+    recomputed=Work(inner=5.0, width=4.0, queries=2.0, kv=2.3),
+    cache_share=0.25,
+)
 
 
-def largest_micro_batch(token_bytes: float, available_bytes: float, *, longest: int) -> int:
-    """Return how many tokens fit one forward and backward pass: at least the longest row."""
-    return max(longest, int(available_bytes / token_bytes))
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What is trained, and by which optimizer.
+
+    Attributes:
+        linears: Names of the adapted linear layers, as `linears` gives them.
+        layers: How many of the last layers have them.
+        rank: Of the adapter; 0 when the whole model is trained.
+    """
+
+    linears: frozenset[str]
+    layers: int
+    rank: int
+    kind: str
+    optimizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One micro-batch.
+
+    Attributes:
+        longest: Tokens of its longest row.
+        supervised: Positions that are trained on.
+        accumulates: There are several in an update, so gradients of earlier ones wait.
+    """
+
+    tokens: int
+    longest: int
+    supervised: int
+    recomputed: bool
+    accumulates: bool
+
+
+def linears(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Return the linear layers of one layer: name to (inputs, outputs)."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    queries, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = {"q_proj": (width, queries), "k_proj": (width, kv), "v_proj": (width, kv), "o_proj": (queries, width)}
+    mlp = {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
+    return {f"self_attn.{name}": size for name, size in attention.items()} | {
+        f"mlp.{name}": size for name, size in mlp.items()
+    }
+
+
+def choose_linears(shape: Shape, targets: str | list[str]) -> frozenset[str]:
+    """Return the names of the linear layers that `lora.targets` means."""
+    names = linears(shape)
+    if isinstance(targets, list):
+        return frozenset(name for name in names if any(name == own or name.endswith("." + own) for own in targets))
+    part = {"attention": "self_attn.", "mlp": "mlp.", "all": ""}[targets]
+    return frozenset(name for name in names if name.startswith(part))
+
+
+def count_adapter(shape: Shape, learner: Learner) -> int:
+    """Count the values of an adapter."""
+    sizes = [size for name, size in linears(shape).items() if name in learner.linears]
+    magnitudes = sum(outputs for _, outputs in sizes) if learner.kind == "dora" else 0
+    return learner.layers * (sum(learner.rank * (inputs + outputs) for inputs, outputs in sizes) + magnitudes)
+
+
+def quantized_bytes(values: int, *, bits: int, group_size: int, value_bytes: int) -> int:
+    """Return the bytes of quantized weights: codes, and a scale and a bias a group."""
+    return int(values * (bits / 8 + 2 * value_bytes / group_size))
+
+
+def state_bytes(trained: int, learner: Learner) -> int:
+    """Return what stays from update to update: the adapter and the optimizer's moments, float32."""
+    own = 1 if learner.rank else 0
+    return trained * FLOAT32_BYTES * (own + MOMENTS[learner.optimizer])
+
+
+def update_bytes(shape: Shape, trained: int, learner: Learner) -> int:
+    """Return what an update needs beside the state: gradients, and what the optimizer makes on the way."""
+    copies = GRADIENT_COPIES + SCRATCH.get(learner.optimizer, 0)
+    matrix = (learner.rank or shape.hidden_size) * shape.intermediate_size
+    embedding = 0 if learner.rank else AHEAD_EMBEDDINGS[learner.optimizer] * shape.vocab_size * shape.hidden_size
+    return int(FLOAT32_BYTES * (trained * copies + min(AHEAD_MATRICES * matrix + embedding, 4 * trained)))
+
+
+def kept_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> float:
+    """Return the values that one layer keeps for the backward pass, a token.
+
+    Everything is kept that a later gradient is made of: the inputs of norms, attention and MLP always, the input of a
+    linear layer only when that is adapted.
+    """
+    width, inner = shape.hidden_size, shape.intermediate_size
+    queries, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    names = {name.rpartition(".")[2] for name in learner.linears}
+    kept = 2 * width + queries + (backend.inner - 1) * inner + backend.kv * kv
+    kept += width if names & {"q_proj", "k_proj", "v_proj"} else 0
+    kept += width if names & {"gate_proj", "up_proj"} else 0
+    kept += queries if "o_proj" in names else 0
+    kept += inner if "down_proj" in names else 0
+    kept += learner.rank * len(names) if learner.rank else 2 * width
+    kept += sum(size[1] for size in linears(shape).values()) + 2 * width if learner.kind == "dora" else 0
+    kept += queries + kv if shape.family in NORMED_HEADS else 0
+    kept += 2 * width if shape.family in DOUBLE_NORMS else 0
+    return kept + shape.heads * min(part.longest, backend.longest_scores) * (part.longest <= backend.longest_scores)
+
+
+def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> tuple[int, int]:
+    """Return what all layers keep for the backward pass, and what comes and goes while one is computed."""
+    width, queries, kv = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    scores = shape.heads * part.longest
+    a_layer = kept_values(shape, learner, part, backend)
+    work = backend.recomputed if part.recomputed else backend.free
+    base = work.width * width + work.queries * queries + work.kv * kv
+    mlp = base + work.inner * shape.intermediate_size + work.scores * min(scores, shape.heads * CHUNK_ROWS)
+    attention = base + work.attention * scores + (a_layer if part.recomputed else 0)
+    kept = learner.layers * (width if part.recomputed else a_layer)
+    a_value = part.tokens * backend.value_bytes
+    norms = FLOAT32_BYTES * DORA_MATRICES * width * shape.intermediate_size if learner.kind == "dora" else 0
+    return int(kept * a_value), int(max(max(mlp, attention) * a_value, norms))
+
+
+def head_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend, *, quantized: bool) -> int:
+    """Return what comes and goes while the log-probabilities are made."""
+    rows, vocabulary = part.supervised, shape.vocab_size
+    states = 12 * part.tokens * shape.hidden_size * backend.value_bytes
+    if shape.family not in SPLIT_HEADS:
+        every = part.tokens * vocabulary * (backend.value_bytes + FLOAT32_BYTES)
+        return int(states + every + UNKNOWN_HEAD_COPIES * rows * vocabulary * FLOAT32_BYTES)
+    if not learner.rank:
+        return int(states + TRAINED_HEAD_COPIES * rows * vocabulary * FLOAT32_BYTES)
+    chunks = min(-(-rows // CHUNK_ROWS), LIVE_CHUNKS)
+    copies = backend.dequantized + (chunks > 1) if backend.dequantized and quantized else 0
+    weight = copies * vocabulary * shape.hidden_size
+    return int(states + FLOAT32_BYTES * (2 * chunks * min(rows, CHUNK_ROWS) * vocabulary + weight))
+
+
+def peak_parts(
+    shape: Shape,
+    learner: Learner,
+    part: Pass,
+    backend: Backend,
+    *,
+    weight_bytes: int,
+    trained: int,
+    quantized: bool,
+) -> Mapping[str, int]:
+    """Return the bytes by part at the highest moment of training.
+
+    There are three candidates: the head or the last layer on the way back, the update, and loading.
+
+    Args:
+        shape: Of the model.
+        learner: What is trained.
+        part: The largest micro-batch.
+        backend: Where it runs.
+        weight_bytes: Of the model in memory, frozen or not.
+        trained: Number of values that are trained.
+        quantized: The head is quantized.
+
+    Returns:
+        weights · adapter (with gradients and the optimizer's state) · activations · head · cache.
+    """
+    kept, layer = activation_bytes(shape, learner, part, backend)
+    head = head_bytes(shape, learner, part, backend, quantized=quantized)
+    state, update = state_bytes(trained, learner), update_bytes(shape, trained, learner)
+    waiting = trained * FLOAT32_BYTES * part.accumulates
+    largest = shape.vocab_size * shape.hidden_size
+    loading = largest * LOADED_COPIES["quantized" if quantized else "float"] * (backend.value_bytes == FLOAT32_BYTES)
+    backward = kept + max(layer, head)
+    cache = int(backend.cache_share * backward)
+    parts = {"weights": weight_bytes, "adapter": state + waiting, "activations": kept, "head": 0, "cache": cache}
+    if state + max(update, waiting + backward) < loading:
+        return {**parts, "weights": weight_bytes + loading, "adapter": 0, "activations": 0}
+    if update > waiting + backward:
+        return {**parts, "adapter": state + update, "activations": 0}
+    return {**parts, "head": head} if head > layer else {**parts, "activations": kept + layer}

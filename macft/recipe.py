@@ -207,8 +207,9 @@ class BaseRecipe(Table):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the base and its activations. auto: float32 on a CPU, the model's own on Metal."""
 
-    recompute: Literal["none", "layer"] = "none"
-    """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time."""
+    recompute: Literal["auto", "none", "layer"] = "auto"
+    """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time.
+    auto: only when memory is short."""
 
     compile: bool = False
     """Compile the update with `mx.compile`. Every new batch shape is compiled anew: it pays where rows are alike."""

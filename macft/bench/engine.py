@@ -20,10 +20,10 @@ from macft.models.describe import ModelFacts, describe
 from macft.models.head import find_head
 from macft.models.load import load_tokenizer
 from macft.models.stream import prepare_stream
+from macft.plan import CPU_TOKENS, GPU_TOKENS
 from macft.recipe import Recipe
 from macft.training.objectives import Supervised
 from macft.training.optimizers import make_optimizer
-from macft.training.session import CPU_TOKENS, GPU_TOKENS
 from macft.training.trainable import make_trainable
 from macft.training.update import Updater
 
@@ -56,7 +56,7 @@ class Engine:
             make_optimizer(recipe.optimizer, recipe.learning_rate),
             max_grad_norm=recipe.optimizer.max_grad_norm,
             seed=recipe.seed,
-            compiled=not self.on_cpu if recipe.compile == "auto" else recipe.compile,
+            compiled=recipe.compile,
         )
         self.model.train()
         self.steps = 0

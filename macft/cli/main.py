@@ -17,7 +17,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from macft import __version__, api
-from macft.cli import prepare, tables, talk
+from macft.cli import planned, prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.diagnostics import guard
@@ -63,6 +63,7 @@ app.command(runs)
 for room in (prepare.data, prepare.recipes):
     room.group = (PREPARE,)
     app.command(room)
+app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
 app.command(bench, group=MORE)
@@ -99,6 +100,7 @@ def train(
     plain: bool = False,
     quiet: bool = False,
     detach: bool = False,
+    force: bool = False,
 ) -> int:
     """Train as a recipe says; Ctrl-C saves and stops.
 
@@ -112,9 +114,10 @@ def train(
         plain: Lines instead of bars.
         quiet: Only the result and errors.
         detach: Return at once; the run goes on.
+        force: Train even when the plan says that it does not fit.
     """
     wanted = read_recipe(recipe, model=model, data=data or [], settings=set_ or [])
-    start = partial(api.launch, wanted, out=out)
+    start = partial(api.launch, wanted, out=out, force=force)
     if detach:
         return _detached(start(), json=json)
     return _finished(*train_and_watch(start, open_view(json=json, plain=plain, quiet=quiet)), json=json)

@@ -24,6 +24,7 @@ from macft.data.report import DataReport, sort_counts, summarize_lengths
 from macft.data.sources import Row, list_files, read_rows
 from macft.data.turns import Tokenizer
 from macft.errors import DataError, Problem
+from macft.plan import DataFacts
 from macft.recipe import DataTable, EvaluateTable
 
 NOTHING_TO_LEARN = "nothing to learn in it"
@@ -95,6 +96,19 @@ class Prepared(NamedTuple):
     samples: list[Question]
     test: list[Question]
     report: DataReport
+
+
+def data_facts(data: Prepared) -> DataFacts:
+    """Return what a plan needs to know of prepared rows."""
+    lengths, valid = data.train.lengths, data.valid.lengths
+    return DataFacts(
+        rows=len(lengths),
+        tokens=int(lengths.sum()),
+        supervised_tokens=int(data.train.supervised.sum()),
+        longest=int(lengths.max(initial=1)),
+        p99=max(1, data.report.length_p99),
+        valid_tokens=int(valid.sum()),
+    )
 
 
 class _Builder:

@@ -15,6 +15,7 @@ from typing import Any
 
 from macft.errors import ModelError
 from macft.models.headers import TensorHeader, read_headers
+from macft.models.sizes import Sizes, estimate_sizes
 
 HYBRID_FAMILIES = {"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_next", "kimi_linear"}
 """Families with recurrent layers, which mlx-lm unrolls token by token in training."""
@@ -44,6 +45,7 @@ _ALIASES = {
     "intermediate_size": ("n_inner", "ffn_dim", "hidden_dim"),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 _SAMPLES, _SAMPLE_BYTES = 256, 256
 
 
@@ -55,6 +57,8 @@ class ModelFacts:
         family: The `model_type` of its config.
         parameters: Weights before any quantization, counted once when embeddings are tied.
         weight_bytes: Size of its tensors as stored.
+        float_values: Floating-point numbers among them, scales included; loading casts these.
+        code_bytes: Bytes of the rest: the codes of quantized weights.
         bits: Stored bits a parameter, scales included.
         context: Longest sequence that is computed right, in tokens; None when the config does not say.
         licence: As the model card says, `""` when nothing does.
@@ -68,6 +72,8 @@ class ModelFacts:
     family: str = ""
     parameters: int = 0
     weight_bytes: int = 0
+    float_values: int = 0
+    code_bytes: int = 0
     bits: float = 0.0
     layers: int = 0
     hidden_size: int = 0
@@ -85,41 +91,46 @@ class ModelFacts:
     why_not: str = ""
 
 
-def describe(folder: Path, name: str | None = None) -> ModelFacts:
+def describe(folder: Path, name: str | None = None, *, without_weights: bool = False) -> ModelFacts:
     """Read the facts of the model in a folder.
 
     Args:
         folder: A model folder: `config.json` and `model*.safetensors`.
         name: What to call it; left out, the folder's name.
+        without_weights: Compute the sizes from the config when the weights are not there, as before a download.
 
     Raises:
         ModelError: A file or key is missing, or a file is damaged.
     """
     config = read_config(folder)
     text = text_config(config)
-    tensors = read_headers(folder)
+    from_config = without_weights and not any(folder.glob("model*.safetensors"))
+    tensors = {} if from_config else read_headers(folder)
     trainable, why_not = _judge(config)
     number = _Numbers(folder / "config.json", text, required=trainable)
     heads, hidden = number("num_attention_heads"), number("hidden_size")
-    tied = bool(text.get("tie_word_embeddings", not any("lm_head." in key for key in tensors)))
-    parameters = sum(
-        _parameters(key, tensor, tensors, config) for key, tensor in tensors.items() if not (tied and "lm_head." in key)
-    )
-    weight_bytes = sum(tensor.end - tensor.start for tensor in tensors.values())
+    layers, inner = number("num_hidden_layers"), number("intermediate_size", 4 * hidden)
+    kv_heads, head_dim = number("num_key_value_heads", heads), number("head_dim", hidden // max(heads, 1))
+    vocabulary = number("vocab_size")
+    tied = bool(text.get("tie_word_embeddings", not any("lm_head." in key for key in tensors) and not from_config))
+    sizes = _stored_sizes(tensors, config, tied=tied)
+    if from_config:
+        shape = {"layers": layers, "width": hidden, "inner": inner, "heads": heads, "kv_heads": kv_heads}
+        more = {"head_dim": head_dim, "vocabulary": vocabulary}
+        sizes = estimate_sizes(text, _quantization(config), **shape, **more, tied=tied)
     return ModelFacts(
         name=name or _name(folder),
         path=folder,
         family=str(config["model_type"]),
-        parameters=parameters,
-        weight_bytes=weight_bytes,
-        bits=round(8 * weight_bytes / max(parameters, 1), 2),
-        layers=number("num_hidden_layers"),
+        **sizes._asdict(),
+        bits=round(8 * sizes.weight_bytes / max(sizes.parameters, 1), 2),
+        layers=layers,
         hidden_size=hidden,
-        intermediate_size=number("intermediate_size", 4 * hidden),
+        intermediate_size=inner,
         heads=heads,
-        kv_heads=number("num_key_value_heads", heads),
-        head_dim=number("head_dim", hidden // max(heads, 1)),
-        vocab_size=number("vocab_size"),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocabulary,
         context=_context(text, number),
         tied=tied,
         licence=_licence(folder, config),
@@ -128,6 +139,14 @@ def describe(folder: Path, name: str | None = None) -> ModelFacts:
         trainable=trainable,
         why_not=why_not,
     )
+
+
+def describe_as_loaded(folder: Path, *, quantize: int | None) -> ModelFacts:
+    """Read the facts of what `load_model` will load: of an imported GGUF file's own codes where those are asked for."""
+    facts = describe(folder, without_weights=True)
+    if quantize and not facts.is_quantized and (folder / "quantized" / "config.json").exists():
+        return describe(folder / "quantized", facts.name)
+    return facts
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -245,6 +264,18 @@ def _quantization(config: dict[str, Any]) -> dict[str, Any]:
     text = text_config(config)
     found = text.get("quantization") or text.get("quantization_config")
     return found if isinstance(found, dict) else {}
+
+
+def _stored_sizes(tensors: Mapping[str, TensorHeader], config: dict[str, Any], *, tied: bool) -> Sizes:
+    # A head beside tied embeddings is stored, but never loaded.
+    used = {key: tensor for key, tensor in tensors.items() if not (tied and "lm_head." in key)}
+    floats = [tensor for tensor in used.values() if tensor.dtype in _FLOATS]
+    return Sizes(
+        parameters=sum(_parameters(key, tensor, tensors, config) for key, tensor in used.items()),
+        weight_bytes=sum(tensor.end - tensor.start for tensor in tensors.values()),
+        float_values=sum(tensor.elements for tensor in floats),
+        code_bytes=sum(tensor.end - tensor.start for tensor in used.values() if tensor.dtype not in _FLOATS),
+    )
 
 
 def _parameters(name: str, tensor: TensorHeader, tensors: Mapping[str, TensorHeader], config: dict[str, Any]) -> int:

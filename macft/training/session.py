@@ -4,7 +4,9 @@ The rule: data is read and tokenized before the model loads, so a bad row costs 
 bottom in the order in which things happen.
 """
 
+import json
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +18,19 @@ import mlx.nn as nn
 from macft.chat.generate import answer_batch
 from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
-from macft.data.prepare import Prepared, prepare
+from macft.data.prepare import Prepared, data_facts, prepare
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.memory import activation_bytes, adapter_bytes, largest_micro_batch
 from macft.models.adapters import count_values, recompute_layers
 from macft.models.catalog import resolve
-from macft.models.describe import describe, fingerprint, template_hash, tokenizer_hash
+from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import find_head
 from macft.models.load import load_model, load_tokenizer
 from macft.models.stream import prepare_stream
+from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
 from macft.recipe import Recipe, dump_recipe
-from macft.run import Run
+from macft.run import Run, write_atomic
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
 from macft.training.loop import Ending, Job, Requests, train
 from macft.training.objectives import Supervised
@@ -36,13 +38,7 @@ from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.result import score, write_adapter, write_model
 from macft.training.trainable import make_trainable
 
-MEMORY_SHARE = 0.5
-"""Share of the memory left beside weights and adapter that one micro-batch may take."""
-CACHE_SHARE = 0.1
-"""Share of the working set that MLX may keep in freed buffers on a GPU."""
-CPU_TOKENS, GPU_TOKENS = 512, 8192
-"""Tokens a micro-batch when memory would allow more."""
-FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "compile"}
+FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "recompute", "compile"}
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
 Emit = Callable[[Event], None]
@@ -80,11 +76,12 @@ class Session:
         self.checkpoints.world = self._world(data)
         if latest is not None:
             self.checkpoints.check_world(latest)
+        planned = self._make_plan(data)
         self.emit(PhaseProgress(name="load"))
         if mx.default_device() == mx.gpu:  # shapes vary from batch to batch, and MLX would keep a buffer of each
             mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
-        job = self._make_job(model, data)
+        job = self._make_job(model, data, planned)
         progress = Progress()
         if latest is not None:
             job.optimizer.init(model.trainable_parameters())
@@ -141,7 +138,7 @@ class Session:
             self.emit(Warned(message=f"{note} (rows: {rows:,})"))
         return data
 
-    def _make_job(self, model: nn.Module, data: Prepared) -> Job:
+    def _make_job(self, model: nn.Module, data: Prepared, planned: Plan) -> Job:
         recipe = self.recipe
         head = find_head(model)
         rows = (data.train, data.valid)
@@ -149,7 +146,7 @@ class Session:
         if recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
-        if recipe.recompute == "layer":
+        if planned.recompute == "layer":
             recompute_layers(model)
         return Job(
             recipe=recipe,
@@ -158,7 +155,7 @@ class Session:
             optimizer=make_optimizer(recipe.optimizer, recipe.learning_rate),
             train_rows=data.train,
             valid_rows=data.valid,
-            micro_batch_tokens=self._micro_batch_tokens(model, data),
+            micro_batch_tokens=planned.micro_batch_tokens,
             compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=self.requests,
@@ -178,25 +175,15 @@ class Session:
 
         return sample
 
-    def _micro_batch_tokens(self, model: nn.Module, data: Prepared) -> int:
-        """Return how many tokens fit one pass beside the weights."""
-        trainable, _ = count_values(model.trainable_parameters())
-        _, weight_bytes = count_values(model.parameters())
-        left = read_machine().working_set_bytes * 0.75 - weight_bytes - adapter_bytes(trainable)
-        on_cpu = mx.default_device() == mx.cpu
-        a_token = activation_bytes(
-            1,
-            layers=self.facts.layers,
-            width=self.facts.hidden_size,
-            inner=self.facts.intermediate_size,
-            kv_width=self.facts.kv_heads * self.facts.head_dim,
-            value_bytes=4 if on_cpu else 2,
-            recomputed=self.recipe.recompute == "layer",
-        )
-        longest = int(data.train.lengths.max())
-        tokens = largest_micro_batch(a_token, left * MEMORY_SHARE, longest=longest)
-        # More tokens at once gain nothing from here on, and a CPU loses its caches.
-        return max(longest, min(tokens, CPU_TOKENS if on_cpu else GPU_TOKENS))
+    def _make_plan(self, data: Prepared) -> Plan:
+        """Plan with the rows as they are, keep the plan in the run's folder, and say when it does not fit."""
+        facts = describe_as_loaded(self.folder, quantize=self.recipe.quantize)
+        made = plan(self.recipe, facts, data_facts(data), read_machine())
+        write_atomic(self.run_folder.path / "plan.json", json.dumps(asdict(made), indent=2).encode())
+        if made.verdict == Verdict.DOES_NOT_FIT:
+            error = refusal(made)
+            self.emit(Warned(message=error.message, fix="It may run out of memory."))
+        return made
 
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
