@@ -91,7 +91,7 @@ class Session:
         if (step := ending.progress.step) > 0:
             if (best := self.checkpoints.name_of(BEST)) is not None:
                 step = self.checkpoints.load(best, model).step
-            elif len(data.valid):
+            elif ending.progress.looked_step > 0:
                 message = "no evaluation was better than the one before training: the last weights are kept"
                 self.emit(Warned(message=message, fix="Try a lower learning_rate.", step=step))
             self._write_result(model, result_config, step)

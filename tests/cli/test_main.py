@@ -31,6 +31,7 @@ COMMANDS = [
     ["chat"],
     ["doctor"],
     ["bench"],
+    ["plan"],
 ]
 
 
