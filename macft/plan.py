@@ -300,7 +300,9 @@ def _parts(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: in
 
 
 def _backend(recipe: Recipe, model: Model, *, is_gpu: bool) -> Backend:
-    is_wide = recipe.compute_dtype == "float32" or (recipe.adapter == "full" and recipe.compute_dtype == "auto")
+    stored_bytes = (model.weight_bytes - model.code_bytes) / max(1, model.float_values)
+    is_auto = recipe.compute_dtype == "auto"  # on Metal the model's own, float32 where all weights are trained
+    is_wide = recipe.compute_dtype == "float32" or (is_auto and (recipe.adapter == "full" or stored_bytes > 3))
     if is_gpu:
         return replace(METAL, value_bytes=4) if is_wide else METAL
     return CPU_STREAM if model.family in STREAMED else CPU_PADDED
