@@ -15,7 +15,7 @@ SPEED = Speed(
 
 
 def test_the_page_names_versions_and_says_what_was_not_measured():
-    lines = result_lines(MACHINE, [SPEED], Peak(1e11, 1e11), [], 1.01)
+    lines = result_lines(MACHINE, [SPEED], Peak(1e11, 1e11), [])
     assert "macft 1.0, mlx 0.32; A chip, 2 cores, Linux; float32, OpenBLAS." in lines[2]
     assert "Nothing here was measured on Metal" in lines[3]
     measured = "12 of 1,052 | 120 | 50 | 2.40 (2.30 … 2.50) | 2.35 (2.20 … 2.50)"
@@ -24,7 +24,7 @@ def test_the_page_names_versions_and_says_what_was_not_measured():
 
 def test_memory_is_told_as_how_many_times_less():
     memory = Memory("smollm2-135m", "bench_mix", 4, True, False, 100 * MIB, 250 * MIB)
-    lines = result_lines(MACHINE, [], Peak(1e11, 1e11), [memory], None)
+    lines = result_lines(MACHINE, [], Peak(1e11, 1e11), [memory])
     row = "| smollm2-135m, bench_mix, 4 | every layer | in one pass | 100 | 250 | 2.5 | ≥ 3 ✘ |"
     assert lines[-1] == row
 

@@ -40,10 +40,9 @@ def main() -> None:
         files = find_rows(arguments.data_dir, Path(scratch))
         with start_ours(model) as ours, start_peer(python, model) as peer:
             machine = Machine.read(ours.facts, peer.facts)
-            probe = None if arguments.quick else compare_compiled(python, model, peer, next(iter(files.values())))
             speeds, peak = run_speed(ours, peer, files, batches=arguments.batches, minutes=arguments.minutes)
         memories = [] if arguments.no_memory else run_memory(python, model, files, Path(scratch))
-    lines = result_lines(machine, speeds, peak, memories, probe)
+    lines = result_lines(machine, speeds, peak, memories)
     print("\n".join(lines))
     if arguments.data_dir and not arguments.quick:
         RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -84,22 +83,6 @@ def share_of(cases: list[tuple[str, int]]) -> float:
     """Return the first case's share of the time: cases with larger batches take longer."""
     sizes = [size for _, size in cases]
     return sizes[0] / sum(sizes)
-
-
-def compare_compiled(python: Path, model: Path, peer: Worker, file: Path) -> float:
-    """Return how many times longer mlx-lm's step takes when it is compiled and warm, on one batch."""
-    with start_peer(python, model, compiled=True) as compiled:
-        sides = [compiled, peer]
-        shapes = [side.plan("probe", file=str(file), batch_size=4)["shapes"] for side in sides]
-        order = sorted(range(len(shapes[0])), key=lambda place: shapes[0][place][1])
-        middle = order[len(order) // 2]
-        seconds: list[list[float]] = [[], []]
-        for place in range(4):
-            for side, kept in zip(sides, seconds, strict=True):
-                took = side.step("probe", middle)["cpu_seconds"]
-                if place:  # the first compiles
-                    kept.append(took)
-    return min(seconds[0]) / min(seconds[1])
 
 
 def run_memory(python: Path, model: Path, files: dict[str, Path], scratch: Path) -> list[Memory]:

@@ -13,7 +13,6 @@ from tests.benchmarks.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / ".bench"
-COMPILE_OFF = "MLX_DISABLE_COMPILE"
 OPTIONS: dict[str, Any] = {
     "rank": 8,
     "scale": 2.0,
@@ -45,14 +44,12 @@ def start_ours(model: Path, **options: Any) -> Worker:
     return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / "ours.log")
 
 
-def start_peer(python: Path, model: Path, *, compiled: bool = False, **options: Any) -> Worker:
-    """Start mlx-lm's side; on the CPU backend its step is not compiled unless asked for."""
+def start_peer(python: Path, model: Path, **options: Any) -> Worker:
+    """Start mlx-lm's side."""
     command = [str(python), str(Path(__file__).with_name("peer.py"))]
-    environ = _environ() | ({} if compiled or platform.system() == "Darwin" else {COMPILE_OFF: "1"})
-    return Worker(command, {**OPTIONS, "model": str(model), **options}, environ, BENCH / "peer.log")
+    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / "peer.log")
 
 
 def _environ() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != COMPILE_OFF}
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | {"LD_PRELOAD": openblas_preload(), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    return os.environ | {"LD_PRELOAD": openblas_preload(), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}

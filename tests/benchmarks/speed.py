@@ -14,6 +14,8 @@ FEWEST = 3
 """Batches of a case, whatever the time."""
 REPAIRED_EVERY = 3
 """Rounds between two looks at mlx-lm with its sort repaired."""
+THEIR_SHAPES = 6
+"""Different shapes that mlx-lm is timed on, in turns: a shape compiles when it first comes, and is not timed then."""
 
 
 class Side:
@@ -22,6 +24,7 @@ class Side:
     def __init__(self, worker: Worker, name: str, work: list[int], tokens: list[int]) -> None:
         self.worker, self.name, self.work = worker, name, work
         self.epoch = Epoch(sum(tokens), sum(work))
+        self.warm: set[int] = set()
         self.padded = 0.0
         self.seconds: list[Timed] = []
         self.cpu_seconds: list[Timed] = []
@@ -31,11 +34,14 @@ class Side:
         """Operations that this side spends on one real token."""
         return self.epoch.work / self.epoch.tokens
 
-    def step(self, batch: int, *, keep: bool = True) -> None:
+    def step(self, batch: int, *, compiles: bool = False) -> None:
+        """Time one batch; where a step is compiled for its shape, after it was made once."""
+        if compiles and self.work[batch] not in self.warm:
+            self.warm.add(self.work[batch])
+            self.worker.step(self.name, batch)
         took = self.worker.step(self.name, batch)
-        if keep:
-            self.seconds.append(Timed(self.work[batch], took["seconds"]))
-            self.cpu_seconds.append(Timed(self.work[batch], took["cpu_seconds"]))
+        self.seconds.append(Timed(self.work[batch], took["seconds"]))
+        self.cpu_seconds.append(Timed(self.work[batch], took["cpu_seconds"]))
 
 
 class Speed(NamedTuple):
@@ -74,21 +80,21 @@ def compare_speed(
     """
     sides = [_our_side(ours, data, file, batch_size), _their_side(peer, shape, data, file, batch_size, sort=False)]
     repaired = _their_side(peer, shape, data, file, batch_size, sort=True) if batch_size > 1 else None
-    everyone = [*sides, *([repaired] if repaired else [])]
-    chosen = list(zip(*(spread(side.work, batches) for side in everyone), strict=True))
-    for side in sides:
-        side.step(min(range(len(side.work)), key=side.work.__getitem__), keep=False)
+    our_batches, their_batches = spread(sides[0].work, batches), spread(sides[1].work, THEIR_SHAPES)
+    repaired_batches = spread(repaired.work, THEIR_SHAPES // 2) if repaired else []
+    lightest = min(range(len(sides[0].work)), key=sides[0].work.__getitem__)
+    ours.step(sides[0].name, lightest)
     with_repaired: list[int] = []
     started = time.monotonic()
-    for done, places in enumerate(chosen):
+    for done, batch in enumerate(our_batches):
         if done >= FEWEST and time.monotonic() - started > seconds:
             break
-        for side, place in zip(sides, places, strict=False):
-            side.step(place)
+        sides[0].step(batch)
+        sides[1].step(their_batches[done % len(their_batches)], compiles=True)
         if repaired and done % REPAIRED_EVERY == 0:
-            repaired.step(places[2])
+            repaired.step(repaired_batches[done // REPAIRED_EVERY % len(repaired_batches)], compiles=True)
             with_repaired.append(done)
-        print(f"\r{data} batch {batch_size}: {done + 1} of {len(chosen)} ", end="", file=sys.stderr, flush=True)
+        print(f"\r{data} batch {batch_size}: {done + 1} of {len(our_batches)} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return _speed(data, batch_size, sides, repaired, with_repaired)
 

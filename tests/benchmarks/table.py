@@ -30,12 +30,11 @@ CPU ratios show the algorithm. Nothing here was measured on Metal: `macft bench`
 
 """
 HOW = """The same model folder, rows, batch size, BLAS and adapters (rank 8 on all linear layers).
-mlx-lm runs `tuner.trainer.train` unmodified, with `mask_prompt`. Both sides take turns batch by batch, each over
-batches of its own epoch that are spread evenly from the lightest to the heaviest; seconds are carried over to the epoch
-by the work in it. FLOPs allow: mlx-lm's operations a real token ÷ macft's. Demands are held against CPU seconds, since
-other work shared the machine. Intervals: 95%, bootstrap over pairs of batches."""
-UNCOMPILED = """mlx-lm ran without `mx.compile`: compiled and warm, it took {probe:.2f} times the CPU seconds on one
-batch, and every new shape compiles anew."""
+mlx-lm runs `tuner.trainer.train` unmodified, with `mask_prompt`; the first step of each shape, which compiles, is not
+timed. Both sides take turns batch by batch, each over batches of its own epoch that are spread evenly from the lightest
+to the heaviest; seconds are carried over to the epoch by the work in it. FLOPs allow: mlx-lm's operations a real token
+÷ macft's. Demands are held against CPU seconds, since other work shared the machine. Intervals: 95%, bootstrap over
+pairs of batches."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,11 @@ class Machine:
         return cls(facts.chip, facts.cores, facts.system, versions)
 
 
-def result_lines(
-    machine: Machine, speeds: Sequence[Speed], peak: Peak, memories: Sequence[Memory], probe: float | None
-) -> list[str]:
+def result_lines(machine: Machine, speeds: Sequence[Speed], peak: Peak, memories: Sequence[Memory]) -> list[str]:
     """Return the whole page."""
     versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
     on = f"{machine.chip}, {machine.cores} cores, {machine.system}"
     lines = [*HEAD.format(versions=versions, on=on).splitlines(), *speed_lines(speeds, peak), "", *HOW.splitlines()]
-    if probe is not None:
-        lines += UNCOMPILED.format(probe=probe).splitlines()
     if memories:
         lines += ["", "## Peak memory above the weights", "", *memory_lines(memories)]
     return lines
