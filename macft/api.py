@@ -152,8 +152,9 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
 
 
 def stop(name: str) -> Run:
-    """Ask a run to finish its step, save and end."""
-    run = find_run(name, runs_folder())
+    """Ask a run to finish its step, save and end; `latest` is the last started of those that are running."""
+    running = [run for run in list_runs(runs_folder()) if run.is_live] if name == "latest" else []
+    run = running[0] if running else find_run(name, runs_folder())
     if not run.is_live:
         raise RunError(f"{run.name} is not running")
     run.request("stop")

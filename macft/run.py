@@ -194,7 +194,7 @@ def make_run_path(runs: Path, *, method: str, model: str) -> Path:
 
 
 def find_run(name: str, runs: Path) -> Run:
-    """Return the run with this name, path or unambiguous part of a name; `latest` is the newest.
+    """Return the run with this name, path or unambiguous part of a name; `latest` is the one that was started last.
 
     Raises:
         RunError: No run matches, or several do.
@@ -227,9 +227,9 @@ def find_adapter(name: str, runs: Path) -> Path:
 
 
 def list_runs(runs: Path) -> list[Run]:
-    """List the runs in a folder, the one that wrote last first."""
-    found = [Run(path.parent) for path in runs.glob("*/events.jsonl")] if runs.is_dir() else []
-    return sorted(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime, reverse=True)
+    """List the runs in a folder, the one that was started last first."""
+    found = [Run(path.parent) for path in runs.glob("*/recipe.toml")] if runs.is_dir() else []
+    return sorted(found, key=lambda run: ((run.path / "recipe.toml").stat().st_mtime, run.name), reverse=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -10,6 +10,13 @@ from macft.models.fetch import pull
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def home_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a test writes out of the person's own `~/macft`."""
+    if "MACFT_HOME" not in os.environ:
+        monkeypatch.setenv("MACFT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M, fetched once into `MACFT_TEST_HOME` and kept between runs."""

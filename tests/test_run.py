@@ -140,6 +140,9 @@ def test_runs_are_found_by_name_part_or_path(tmp_path: Path) -> None:
     second.append(STARTED)
     assert find_run("2026-sft-a", runs) == first  # the exact name wins
     assert find_run("-ab", runs) == second
+    assert find_run("latest", runs) == second
+    first.append(STARTED)  # what wrote last is not what was started last
+    assert find_run("latest", runs) == second
     assert find_run(str(first.path), runs) == first
     assert {run.name for run in list_runs(runs)} == {"2026-sft-a", "2026-sft-ab"}
     with pytest.raises(RunError, match="could be"):

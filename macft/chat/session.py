@@ -67,7 +67,9 @@ def open_chat(name: str, *, home: Path, runs: Path, base: bool = False, model: s
     try:
         adapter = find_adapter(name, runs)
     except RunError:
-        return _open_model(resolve(name, home), name)
+        if _is_run(name, runs):
+            raise
+        return _open_model(_model_or_say(name, home), name)
     if (adapter / "config.json").is_file():
         return _open_full(adapter, name, home, base)
     config = read_adapter_config(adapter)
@@ -86,6 +88,24 @@ def open_chat(name: str, *, home: Path, runs: Path, base: bool = False, model: s
     title = folder.name if base else f"{folder.name} + {own_name}"
     thinking = bool(origin.get("enable_thinking", False))
     return ChatSession(title, note, loaded.eval(), _answering(folder), thinking)
+
+
+def _is_run(name: str, runs: Path) -> bool:
+    try:
+        find_run(name, runs)
+    except RunError:
+        return False
+    return True
+
+
+def _model_or_say(name: str, home: Path) -> Path:
+    try:
+        return resolve(name, home)
+    except ModelError:
+        raise ModelError(
+            f"{name!r} is no run, adapter folder or model on this machine",
+            fix="`macft runs` and `macft models` list what there is; `latest` is the last run.",
+        ) from None
 
 
 def _open_full(folder: Path, name: str, home: Path, base: bool) -> ChatSession:

@@ -194,6 +194,15 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_hash(folder: Path) -> str:
+    """Return a hash of everything that makes tokens of a text: the tokenizer's files and the chat template."""
+    digest = hashlib.sha256(template_hash(folder).encode())
+    for pattern in ("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt", "spiece.model", "generation_config.json"):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def template_hash(folder: Path) -> str:
     """Identify a model's chat template; `""` when it has none.
 

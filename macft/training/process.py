@@ -88,7 +88,7 @@ def run_to_end(run: Run) -> int:
                 status=ending.status,
                 step=ending.progress.step,
                 reason=ending.reason,
-                fix=ending.fix,
+                fix=_naming(run, ending.fix),
                 exit_code=exit_code,
             )
         )
@@ -96,4 +96,10 @@ def run_to_end(run: Run) -> int:
 
 
 def _ended(run: Run, status: str, error: MacftError, exit_code: int) -> RunEnded:
-    return RunEnded(status=status, step=run.state().step, reason=error.message, fix=error.fix, exit_code=exit_code)
+    fix = _naming(run, error.fix)
+    return RunEnded(status=status, step=run.state().step, reason=error.message, fix=fix, exit_code=exit_code)
+
+
+def _naming(run: Run, fix: str) -> str:
+    """Return the fix as a command that can be typed: with the run's name, which only this process knows."""
+    return fix.replace("`macft resume`", f"`macft resume {run.name}`")

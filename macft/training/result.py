@@ -42,7 +42,9 @@ def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], 
 
     def fill(aside: Path) -> None:
         save_model(aside, model)
-        (aside / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        # Full fine-tuning is done in float32, and its updates would be rounded away in less.
+        told = {key: "float32" if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
+        (aside / "config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         (aside / "macft.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
         for pattern in TOKENIZER_FILES:
             for file in base.glob(pattern):

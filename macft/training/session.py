@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
+from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
 from macft.data.prepare import Prepared, data_facts, prepare
 from macft.errors import ModelError, Problem, RecipeError, Stopped
@@ -23,7 +24,7 @@ from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, 
 from macft.machine import home, read_machine, runs_folder
 from macft.models.adapters import count_values, recompute_layers
 from macft.models.catalog import resolve
-from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash
+from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import find_head
 from macft.models.load import load_model, load_tokenizer
 from macft.models.stream import prepare_stream
@@ -90,7 +91,7 @@ class Session:
         if (step := ending.progress.step) > 0:
             if (best := self.checkpoints.name_of(BEST)) is not None:
                 step = self.checkpoints.load(best, model).step
-            elif len(data.valid):
+            elif ending.progress.looked_step > 0:
                 message = "no evaluation was better than the one before training: the last weights are kept"
                 self.emit(Warned(message=message, fix="Try a lower learning_rate.", step=step))
             self._write_result(model, result_config, step)
@@ -110,14 +111,26 @@ class Session:
 
     def _prepare(self) -> Prepared:
         longest = min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
-        data = prepare(
+        settings = (
+            self.recipe.method,
+            longest,
+            self.facts.vocab_size,
+            self.recipe.evaluate,
+            tokenizer_hash(self.folder),
+        )
+        data = prepare_once(
+            home() / "cache" / "rows",
             self.recipe.data,
-            self.tokenizer,
-            method=self.recipe.method,
-            max_seq_length=longest,
-            vocab_size=self.facts.vocab_size,
-            evaluate=self.recipe.evaluate,
-            progress=self._teller("tokenize"),
+            settings,
+            lambda: prepare(
+                self.recipe.data,
+                self.tokenizer,
+                method=self.recipe.method,
+                max_seq_length=longest,
+                vocab_size=self.facts.vocab_size,
+                evaluate=self.recipe.evaluate,
+                progress=self._teller("tokenize"),
+            ),
         )
         for message, fix in data.report.list_warnings():
             self.emit(Warned(message=message, fix=fix))
@@ -143,7 +156,7 @@ class Session:
             train_rows=data.train,
             valid_rows=data.valid,
             micro_batch_tokens=planned.micro_batch_tokens,
-            compiled=recipe.compile is True,
+            compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=self.requests,
             sample=self._sampler(model, data),

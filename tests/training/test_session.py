@@ -250,6 +250,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(
     assert isinstance(ended, RunEnded)
     assert (ended.status, ended.exit_code) == ("stopped", code)
     assert ended.step == run.state().checkpoint_step > 0
+    assert f"`macft resume {run.name}`" in ended.fix
     assert (run.adapter / WEIGHTS).is_file()
 
 
@@ -469,6 +470,14 @@ def test_chat_answers_with_the_adapter_and_without(recipe_of: Callable[..., Any]
         assert parts[-1].finish_reason in {"stop", "length"}
     assert texts[False] != texts[True]
     assert open_chat(str(run.adapter), home=tmp_path, runs=tmp_path, model=str(LLAMA)).title.endswith("+ one")
+
+
+def test_chat_says_what_a_name_is_not(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    Run.create(tmp_path / "runs" / "young", dump_recipe(recipe_of()))
+    with pytest.raises(RunError, match="young has no result yet"):
+        open_chat("latest", home=tmp_path, runs=tmp_path / "runs")
+    with pytest.raises(ModelError, match="is no run, adapter folder or model"):
+        open_chat("lates", home=tmp_path, runs=tmp_path / "runs")
 
 
 def test_an_adapter_of_another_base_is_refused(recipe_of: Callable[..., Any], tmp_path: Path) -> None:

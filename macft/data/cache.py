@@ -1,0 +1,115 @@
+"""Prepared rows, kept on the disk so that the same rows are tokenized once.
+
+The rule: an entry is found by what it was made from (every byte of the files, the settings, the tokenizer and its
+template), so it is never out of date. It is written aside and renamed, private like the runs, and
+losing it costs only time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from macft import __version__
+from macft.data.prepare import Prepared, TokenRows
+from macft.data.questions import Question
+from macft.data.report import DataReport
+from macft.data.sources import list_files
+from macft.recipe import DataTable
+
+KEPT_ENTRIES = 8
+_VERSION = 1
+_ARRAYS = ("ids", "mask", "offsets")
+
+
+def prepare_once(folder: Path, data: DataTable, settings: Sequence[object], make: Callable[[], Prepared]) -> Prepared:
+    """Return what `make` returns, from the disk if it was made before.
+
+    Args:
+        folder: Where entries are kept.
+        data: The rows and how they are read; rows from stdin are not kept.
+        settings: Whatever else the result depends on.
+        make: Reads and tokenizes.
+    """
+    paths = [*data.train, *data.valid, *data.test]
+    if "-" in paths:
+        return make()
+    entry = folder / _key(paths, data, settings)
+    try:
+        found = _read(entry)
+        os.utime(entry)
+        return found
+    except (OSError, ValueError, KeyError, TypeError):
+        prepared = make()
+    try:
+        _write(entry, prepared)
+    except OSError:  # a full disk or a read-only home: the rows are there all the same
+        shutil.rmtree(_aside(entry), ignore_errors=True)
+    return prepared
+
+
+def _key(paths: Sequence[str], data: DataTable, settings: Sequence[object]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    how = data.model_dump(exclude={"train", "valid", "test"})
+    parts = [len(data.train), len(data.valid), len(data.test)]
+    digest.update(repr([_VERSION, __version__, how, parts, *settings]).encode())
+    for path in paths:
+        for file in list_files([path]):
+            with file.open("rb") as opened:
+                content = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            digest.update(f"{Path(path).name}\0{file.name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(entry: Path) -> Prepared:
+    told = json.loads((entry / "prepared.json").read_text(encoding="utf-8"))
+    report = told["report"]
+    report["histogram"] = tuple((bound, rows) for bound, rows in report["histogram"])
+    return Prepared(
+        _read_rows(entry, "train", told["train"]),
+        _read_rows(entry, "valid", told["valid"]),
+        [Question(*question) for question in told["samples"]],
+        [Question(*question) for question in told["test"]],
+        DataReport(**report),
+    )
+
+
+def _read_rows(entry: Path, name: str, fingerprint: str) -> TokenRows:
+    ids, mask, offsets = (np.load(entry / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS)
+    where = (entry / f"{name}-where.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    rows = TokenRows(ids, mask, offsets, where)
+    if len(where) != len(rows):
+        raise ValueError("the entry is not whole")
+    rows.__dict__["fingerprint"] = fingerprint
+    return rows
+
+
+def _write(entry: Path, prepared: Prepared) -> None:
+    aside = _aside(entry)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True, mode=0o700)
+    for name, rows in (("train", prepared.train), ("valid", prepared.valid)):
+        for part in _ARRAYS:
+            np.save(aside / f"{name}-{part}.npy", getattr(rows, part))
+        (aside / f"{name}-where.txt").write_text("".join(f"{place}\n" for place in rows.where), encoding="utf-8")
+    told = {
+        "train": prepared.train.fingerprint,
+        "valid": prepared.valid.fingerprint,
+        "samples": prepared.samples,
+        "test": prepared.test,
+        "report": {name: getattr(prepared.report, name) for name in DataReport.__dataclass_fields__},
+    }
+    (aside / "prepared.json").write_text(json.dumps(told), encoding="utf-8")
+    shutil.rmtree(entry, ignore_errors=True)
+    aside.rename(entry)
+    old = sorted(entry.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_ENTRIES:]
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _aside(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
