@@ -92,6 +92,7 @@ class Work:
         kv: Of the keys.
         scores: Of heads · longest row, in the MLP's backward pass.
         attention: The same, in attention's own.
+        long_attention: The same for rows whose attention weights are not kept.
     """
 
     inner: float
@@ -100,6 +101,7 @@ class Work:
     kv: float = 0.0
     scores: float = 0.0
     attention: float = 0.0
+    long_attention: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Backend:
         recomputed: Work of a layer that is computed again.
         dequantized: Copies of a quantized head's weight, float32, while its logits are made.
         cache_share: What the allocator may hold back, of what comes and goes.
+        query_block: Queries that meet only the keys before them, so that about half of the weights exist; 0 for all.
     """
 
     value_bytes: int
@@ -125,15 +128,17 @@ class Backend:
     recomputed: Work
     dequantized: float = 0.0
     cache_share: float = 0.0
+    query_block: int = 0
 
 
 CPU_STREAM = Backend(
     value_bytes=4,
     inner=4.0,  # gate, up, the sigmoid, and the product when its linear is adapted
     kv=2.0,
-    longest_scores=256,  # models.stream.KEPT_SCORES
-    free=Work(inner=6.0, width=8.0, queries=4.0, attention=5.3),
-    recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=8.0),
+    longest_scores=512,  # models.stream.KEPT_SCORES
+    query_block=64,  # models.stream.QUERY_BLOCK
+    free=Work(inner=6.0, width=8.0, queries=4.0, attention=5.3, long_attention=5.3),
+    recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=5.3, long_attention=8.0),
     dequantized=3.6,
 )
 CPU_PADDED = Backend(
@@ -254,7 +259,10 @@ def kept_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) ->
     kept += sum(size[1] for size in linears(shape).values()) + 2 * width if learner.kind == "dora" else 0
     kept += queries + kv if shape.family in NORMED_HEADS else 0
     kept += 2 * width if shape.family in DOUBLE_NORMS else 0
-    return kept + shape.heads * min(part.longest, backend.longest_scores) * (part.longest <= backend.longest_scores)
+    if part.longest > backend.longest_scores:
+        return kept
+    seen = min(part.longest, (part.longest + backend.query_block) / 2) if backend.query_block else part.longest
+    return kept + shape.heads * seen
 
 
 def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> tuple[int, int]:
@@ -265,7 +273,10 @@ def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backen
     work = backend.recomputed if part.recomputed else backend.free
     base = work.width * width + work.queries * queries + work.kv * kv
     mlp = base + work.inner * shape.intermediate_size + work.scores * min(scores, shape.heads * CHUNK_ROWS)
-    attention = base + work.attention * scores + (a_layer if part.recomputed else 0)
+    is_long = part.longest > backend.longest_scores
+    attention = (
+        base + (work.long_attention if is_long else work.attention) * scores + (a_layer if part.recomputed else 0)
+    )
     kept = learner.layers * (width if part.recomputed else a_layer)
     a_value = part.tokens * backend.value_bytes
     norms = FLOAT32_BYTES * DORA_MATRICES * width * shape.intermediate_size if learner.kind == "dora" else 0

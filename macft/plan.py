@@ -323,16 +323,19 @@ def _count_trained(model: Model, learner: Learner) -> int:
 def _weight_bytes(recipe: Recipe, model: Model, backend: Backend) -> int:
     """Return the model's bytes in memory, after casting and quantizing."""
     if recipe.quantize and not model.is_quantized:
-        matrices = _matrix_values(model)
+        matrices = _packed_values(model, recipe.quantize_group_size)
         kept = (model.parameters - matrices) * backend.value_bytes
         packed = {"bits": recipe.quantize, "group_size": recipe.quantize_group_size, "value_bytes": backend.value_bytes}
         return kept + quantized_bytes(matrices, **packed)
     return model.code_bytes + model.float_values * backend.value_bytes
 
 
-def _matrix_values(model: Model) -> int:
-    """Count what quantizing packs: everything but norms and biases, which are a few vectors a layer."""
-    return max(0, model.parameters - (2 * model.layers + 1) * model.hidden_size)
+def _packed_values(model: Model, group_size: int) -> int:
+    """Count what quantizing packs: matrices whose rows are whole groups, so all but norms and biases in most models."""
+    if not (model.hidden_size % group_size or model.intermediate_size % group_size):
+        return max(0, model.parameters - (2 * model.layers + 1) * model.hidden_size)
+    whole = [inputs * outputs for inputs, outputs in linears(model).values() if inputs % group_size == 0]
+    return model.layers * sum(whole)
 
 
 def _disk_bytes(recipe: Recipe, model: Model, *, is_gpu: bool) -> int:

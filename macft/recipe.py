@@ -208,8 +208,7 @@ class BaseRecipe(Table):
     """Precision of the base and its activations. auto: float32 on a CPU, the model's own on Metal."""
 
     recompute: Literal["auto", "none", "layer"] = "auto"
-    """layer: keep only each layer's input and compute the rest again in the backward pass; less memory, more time.
-    auto: only when memory is short."""
+    """layer: compute layers again in the backward pass, for less memory and more time; auto: where memory is short."""
 
     compile: bool = False
     """Compile the update with `mx.compile`. Every new batch shape is compiled anew: it pays where rows are alike."""
