@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from macft import api
-from macft.errors import DataError, ModelError, NeedsNetwork, RecipeError, RunCrashed, RunError
+from macft.errors import DataError, DoesNotFit, ModelError, NeedsNetwork, RecipeError, RunCrashed, RunError
 from macft.events import RunEnded, RunResumed, RunStarted, StepDone
+from macft.plan import Verdict
 from macft.recipe import make_recipe
 from macft.run import Run, make_run_path
+from tests.benchmarks.plan_peaks import Point, make_folder
 from tests.golden import load_case
 
 LLAMA = load_case("llama").folder
@@ -48,6 +50,41 @@ def test_what_is_missing_is_told_before_a_run_folder_is_made(rows: Path, tmp_pat
     with pytest.raises(RunError, match="no run is called"):
         api.launch(recipe_of(rows, start_from="latest"))
     assert not (tmp_path / "runs").exists()
+
+
+HUGE = Point(layers=100, width=16384, inner=65536, heads=128, kv_heads=8, head_dim=128, vocabulary=128_000)
+"""A terabyte of weights, on disk as a file of holes."""
+
+
+def test_what_does_not_fit_is_refused_before_a_run_folder_is_made(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "huge").mkdir()
+    recipe = recipe_of(rows, model=str(make_folder(HUGE, tmp_path / "huge")))
+    with pytest.raises(DoesNotFit, match=r"GB of memory, and .* GB may be used") as caught:
+        api.launch(recipe)
+    assert caught.value.fix.count("--set") == 3
+    with pytest.raises(RunError, match="no run is called"):  # past the plan, at the next thing that is wrong
+        api.launch(recipe.model_copy(update={"start_from": "latest"}), force=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoints_need_room_on_the_disk(rows: Path) -> None:
+    recipe = recipe_of(rows, checkpoint={"keep": 10**9})
+    with pytest.raises(DoesNotFit, match="GB of disk"):
+        api.launch(recipe)
+
+
+def test_a_config_is_enough_to_plan_and_fit(rows: Path, tmp_path: Path) -> None:
+    small = Point(layers=32, width=4096, inner=12288, heads=32, kv_heads=8, head_dim=128, vocabulary=128_000)
+    (make_folder(small, tmp_path) / "model.safetensors").unlink()
+    recipe = recipe_of(rows, model=str(tmp_path))
+    assert api.plan(recipe, mac="M2 Air 16GB").verdict == Verdict.DOES_NOT_FIT
+    fitted = api.fit(recipe, mac="M2 Air 16GB")
+    assert fitted.quantize == 8
+    made = api.plan(fitted, mac="M2 Air 16GB")
+    assert made.verdict != Verdict.DOES_NOT_FIT
+    assert made.is_estimate
+    with pytest.raises(NeedsNetwork, match="--config-only"):
+        api.plan(recipe_of(rows, model="some/model"), mac="M1")
 
 
 def test_runs_that_start_in_the_same_minute_have_folders_of_their_own(tmp_path: Path) -> None:

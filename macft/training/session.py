@@ -179,7 +179,7 @@ class Session:
         """Plan with the rows as they are, keep the plan in the run's folder, and say when it does not fit."""
         facts = describe_as_loaded(self.folder, quantize=self.recipe.quantize)
         made = plan(self.recipe, facts, data_facts(data), read_machine())
-        write_atomic(self.run_folder.path / "plan.json", json.dumps(asdict(made), indent=2).encode())
+        write_atomic(self.run_folder.path / "plan.json", json.dumps({"schema": 1, **asdict(made)}, indent=2).encode())
         if made.verdict == Verdict.DOES_NOT_FIT:
             error = refusal(made)
             self.emit(Warned(message=error.message, fix="It may run out of memory."))

@@ -12,6 +12,7 @@ from tests.cli import recorded
 
 COMMANDS = [
     ["train"],
+    ["plan"],
     ["resume"],
     ["stop"],
     ["attach"],

@@ -15,10 +15,11 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from macft.errors import ModelError
-from macft.models.describe import RENAMED_FAMILIES, describe, fingerprint, template_hash
+from macft.models.describe import RENAMED_FAMILIES, describe, describe_as_loaded, fingerprint, template_hash
 from macft.models.headers import read_headers
 from macft.models.load import load_model
-from tests.models.tiny import make_weights, write_model
+from tests.golden import NAMES, load_case
+from tests.models.tiny import CONFIG, make_weights, write_model
 
 PARAMETERS = 512 * 64 + 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64 + 2 * 64) + 64
 
@@ -42,6 +43,58 @@ def test_parameters_are_counted_through_quantization(tiny: Path, tmp_path: Path,
     assert facts.parameters == PARAMETERS == mlx_lm.utils.get_total_parameters(load_model(tiny)[0])
     assert facts.weight_bytes == sum(value.nbytes for value in stored.values())
     assert facts.is_quantized
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        *((name, None) for name in NAMES),
+        *((name, 4) for name in NAMES if name != "gemma3_text"),
+    ],  # narrower than a group
+)
+def test_sizes_from_the_config_alone_are_those_of_the_weights(tmp_path: Path, name: str, bits: int | None):
+    folder = load_case(name).folder
+    model, config = load_model(folder, quantize=bits, group_size=32)
+    stored = {key: np.array(value.astype(mx.float16)) for key, value in tree_flatten(model.parameters()) if not bits}
+    stored = stored or {key: np.array(value) for key, value in tree_flatten(model.parameters())}
+    for part in ("with", "without"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    save_file(stored, tmp_path / "with" / "model.safetensors", metadata={"format": "mlx"})
+    whole, guessed = describe(tmp_path / "with"), describe(tmp_path / "without", without_weights=True)
+    assert guessed.parameters == pytest.approx(whole.parameters, rel=0 if bits is None else 0.01)
+    assert guessed.float_values == pytest.approx(whole.float_values, rel=0 if bits is None else 0.02)
+    assert guessed.code_bytes == pytest.approx(whole.code_bytes, rel=0.02)
+    assert guessed.tied == whole.tied
+    with pytest.raises(ModelError, match=r"no model\*\.safetensors"):
+        describe(tmp_path / "without")
+
+
+def test_experts_are_counted_from_the_config(tmp_path: Path):
+    """Four experts of 3·64·32 weights and a router of 4·64 take the place of each of three MLPs of 3·64·96."""
+    changes = {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    mixture = describe(tmp_path, without_weights=True)
+    assert mixture.parameters == PARAMETERS + 3 * (4 * (3 * 64 * 32 + 64) - 3 * 64 * 96)
+
+
+def test_codes_and_floats_are_told_apart(tiny: Path, tmp_path: Path):
+    model, config = load_model(tiny, quantize=4, group_size=32)
+    stored = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    facts = describe(write_model(tmp_path / "q", stored, quantization=config["quantization"]))
+    assert facts.code_bytes == sum(value.nbytes for value in stored.values() if value.dtype == np.uint32)
+    assert facts.float_values == sum(value.size for value in stored.values() if value.dtype == np.float32)
+    assert (describe(tiny).code_bytes, describe(tiny).float_values) == (0, PARAMETERS)
+
+
+def test_the_twin_of_an_import_is_what_quantizing_loads(tiny: Path, tmp_path: Path):
+    model, config = load_model(tiny, quantize=4, group_size=32)
+    stored = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    folder = write_model(tmp_path / "m", make_weights())
+    write_model(folder / "quantized", stored, quantization=config["quantization"])
+    assert not describe_as_loaded(folder, quantize=None).is_quantized
+    twin = describe_as_loaded(folder, quantize=4)
+    assert (twin.is_quantized, twin.name) == (True, "m")
 
 
 def test_a_head_of_its_own_is_counted_only_when_it_is_used(tmp_path: Path):

@@ -313,6 +313,15 @@ def test_what_cannot_be_asked_is_told_before_the_model_loads(
     assert not [event for event in life.events if getattr(event, "name", "") == "load"]
 
 
+def test_the_plan_is_kept_with_the_run_and_kept_to(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    life = Life(recipe_of(steps=1), tmp_path / "run").live()
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert life.of(TrainingPlanned)[0].micro_batch_tokens == kept["micro_batch_tokens"] == 512
+    assert (kept["schema"], kept["verdict"], kept["recompute"]) == (1, "fits", "none")
+    assert kept["peak_bytes"] == sum(kept["parts"].values())
+    assert not kept["is_estimate"]
+
+
 def test_a_run_tells_what_was_cut_repeated_and_leaked(
     rows: Path, recipe_of: Callable[..., Any], tmp_path: Path
 ) -> None:
