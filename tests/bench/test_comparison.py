@@ -1,5 +1,7 @@
 """The table of `make bench`; the comparison itself is run by hand."""
 
+import pytest
+
 from macft.bench.clock import Peak
 from macft.bench.sample import Estimate
 from tests.benchmarks.compare import share_of
@@ -34,7 +36,7 @@ def test_a_demand_that_nobody_made_is_not_judged():
 
 
 def test_time_is_shared_by_the_size_of_batches():
-    assert share_of([("a", 1), ("b", 1), ("a", 4), ("b", 4)]) == 0.1
+    assert share_of([("a", 1), ("b", 1), ("a", 4), ("b", 4)]) == pytest.approx(1 / 6)
     assert share_of([("b", 4)]) == 1.0
 
 
