@@ -27,6 +27,8 @@ SCRATCH = {"lion": 1}
 AHEAD_MATRICES = 16
 AHEAD_EMBEDDINGS = {"adamw": 3.4, "lion": 2.2, "muon": 9.5, "sgd": 1.0, "adafactor": 2.1}
 """An update's temporary copies: of so many matrices of a layer, and of the embedding."""
+SMALL_BYTES = 2**18
+"""Indices, positions and masks of a pass: felt in toy models only."""
 DORA_MATRICES = 14
 """Matrices that DoRA makes on the way to the norms of adapted weights."""
 LOADED_COPIES = {"float": 2, "quantized": 6}
@@ -90,9 +92,8 @@ class Work:
         width: Of the hidden states.
         queries: Of all heads together.
         kv: Of the keys.
-        scores: Of heads · longest row, in the MLP's backward pass.
+        scores: Of the attention weights, in the MLP's backward pass, where they are kept.
         attention: The same, in attention's own.
-        long_attention: The same for rows whose attention weights are not kept.
     """
 
     inner: float
@@ -101,7 +102,6 @@ class Work:
     kv: float = 0.0
     scores: float = 0.0
     attention: float = 0.0
-    long_attention: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,8 @@ CPU_STREAM = Backend(
     kv=2.0,
     longest_scores=512,  # models.stream.KEPT_SCORES
     query_block=64,  # models.stream.QUERY_BLOCK
-    free=Work(inner=6.0, width=8.0, queries=4.0, attention=5.3, long_attention=5.3),
-    recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=5.3, long_attention=8.0),
+    free=Work(inner=6.0, width=8.0, queries=4.0, attention=2.4),
+    recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.4, attention=2.8),
     dequantized=3.6,
 )
 CPU_PADDED = Backend(
@@ -147,7 +147,7 @@ CPU_PADDED = Backend(
     kv=2.0,
     longest_scores=10**9,
     free=Work(inner=6.0, width=8.0, queries=4.0, attention=3.4),
-    recomputed=Work(inner=18.0, width=9.0, queries=5.0, kv=6.0, scores=1.5, attention=2.4),
+    recomputed=Work(inner=18.0, width=9.0, queries=5.0, kv=6.0, scores=1.3, attention=2.4),
     dequantized=3.6,
 )
 METAL = Backend(
@@ -259,28 +259,29 @@ def kept_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) ->
     kept += sum(size[1] for size in linears(shape).values()) + 2 * width if learner.kind == "dora" else 0
     kept += queries + kv if shape.family in NORMED_HEADS else 0
     kept += 2 * width if shape.family in DOUBLE_NORMS else 0
-    if part.longest > backend.longest_scores:
-        return kept
-    seen = min(part.longest, (part.longest + backend.query_block) / 2) if backend.query_block else part.longest
-    return kept + shape.heads * seen
+    return kept if part.longest > backend.longest_scores else kept + score_values(shape, part, backend)
+
+
+def score_values(shape: Shape, part: Pass, backend: Backend) -> float:
+    """Return the attention weights of a layer, a token of the longest row."""
+    longest, block = part.longest, backend.query_block
+    return shape.heads * (min(longest, (longest + block) / 2) if block else longest)
 
 
 def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> tuple[int, int]:
     """Return what all layers keep for the backward pass, and what comes and goes while one is computed."""
     width, queries, kv = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    scores = shape.heads * part.longest
+    scores = score_values(shape, part, backend)
     a_layer = kept_values(shape, learner, part, backend)
     work = backend.recomputed if part.recomputed else backend.free
     base = work.width * width + work.queries * queries + work.kv * kv
-    mlp = base + work.inner * shape.intermediate_size + work.scores * min(scores, shape.heads * CHUNK_ROWS)
-    is_long = part.longest > backend.longest_scores
-    attention = (
-        base + (work.long_attention if is_long else work.attention) * scores + (a_layer if part.recomputed else 0)
-    )
+    mlp = base + work.inner * shape.intermediate_size
+    mlp += work.scores * scores if part.longest <= backend.longest_scores else 0
+    attention = base + work.attention * scores + (a_layer if part.recomputed else 0)
     kept = learner.layers * (width if part.recomputed else a_layer)
     a_value = part.tokens * backend.value_bytes
     norms = FLOAT32_BYTES * DORA_MATRICES * width * shape.intermediate_size if learner.kind == "dora" else 0
-    return int(kept * a_value), int(max(max(mlp, attention) * a_value, norms))
+    return int(kept * a_value), int(max(max(mlp, attention) * a_value, norms)) + SMALL_BYTES
 
 
 def head_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend, *, quantized: bool) -> int:

@@ -96,6 +96,14 @@ def test_what_a_layer_keeps_by_hand() -> None:
     )
 
 
+def test_attention_weights_by_hand() -> None:
+    """Rows of 192 tokens in blocks of 64 queries: 64·64 + 64·128 + 64·192 weights a head, 128 a token."""
+    facts = describe(load_case("llama").folder)
+    assert memory.score_values(facts, pass_of(longest=192), CPU_STREAM) == 4 * 128
+    assert memory.score_values(facts, pass_of(longest=40), CPU_STREAM) == 4 * 40
+    assert memory.score_values(facts, pass_of(longest=192), CPU_PADDED) == 4 * 192
+
+
 def test_recomputing_keeps_one_input_a_layer() -> None:
     facts = describe(load_case("llama").folder)
     assert memory.activation_bytes(facts, learner_of(), pass_of(recomputed=True), CPU_STREAM)[0] == 3 * 64 * 64 * 4
