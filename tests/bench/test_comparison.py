@@ -21,7 +21,19 @@ def test_the_page_names_versions_and_says_what_was_not_measured():
     assert "macft 1.0, mlx 0.32; A chip, 2 cores, Linux; float32, OpenBLAS." in lines[2]
     assert "Nothing here was measured on Metal" in lines[3]
     measured = "12 of 1,052 | 120 | 50 | 2.40 (2.30 … 2.50) | 2.35 (2.20 … 2.50)"
-    assert f"| bench_mix, 4 | {measured} | 2.38 | ≥ 2.3 ✔ | – | 60% | 50% |" in lines
+    assert f"| bench_mix, 4 | {measured} | 2.38 | ≥ 2.3 open | – | 60% | 50% |" in lines
+
+
+@pytest.mark.parametrize(
+    ("batches", "low", "high", "verdict"),
+    [(12, 2.31, 2.5, "≥ 2.3 ✔"), (12, 1.9, 2.29, "≥ 2.3 ✘"), (12, 2.2, 2.5, "≥ 2.3 open"), (3, 3.9, 5.0, "≥ 2.3 open")],
+)
+def test_a_demand_is_judged_by_the_whole_interval_and_never_by_few_pairs(batches, low, high, verdict):
+    ratio = Estimate((low + high) / 2, low, high)
+    lines = result_lines(MACHINE, [SPEED._replace(batches=batches, cpu_ratio=ratio)], Peak(1e11, 1e11), [])
+    row = next(line for line in lines if line.startswith("| bench_mix, 4"))
+    assert f"| {verdict} |" in row
+    assert row.count("too few") == (2 if batches == 3 else 0)
 
 
 def test_memory_is_told_as_how_many_times_less():

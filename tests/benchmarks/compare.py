@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path(given) if given else None)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batches", type=int, default=30, help="most batches a case and side")
-    parser.add_argument("--minutes", type=float, default=22.0, help="for all speed cases together")
+    parser.add_argument("--minutes", type=float, default=14.0, help="for all speed cases together")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, help="RESULTS.md wants them all")
     parser.add_argument("--quick", action="store_true", help="few batches, no memory; RESULTS.md stays")
     parser.add_argument("--no-memory", action="store_true")
