@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from macft.data.batches import Batch, Ints, make_batch
 from macft.data.chat_template import Encoded, encode_with_notes
 from macft.data.examples import COLUMNS, CompletionExample, Example, RowProblem, TextExample, parse_example
 from macft.data.mix import hash_example, is_held_out
@@ -64,10 +65,19 @@ class TokenRows:
         start, end = self.offsets[index], self.offsets[index + 1]
         return Encoded(self.ids[start:end], self.mask[start:end])
 
+    def batch(self, indices: Ints) -> Batch:
+        """Lay some rows out as one micro-batch."""
+        return make_batch(self, indices)
+
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row [N]."""
         return np.diff(self.offsets)
+
+    @property
+    def longest(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row [N], which is one attention row."""
+        return self.lengths
 
     @cached_property
     def supervised(self) -> npt.NDArray[np.int64]:

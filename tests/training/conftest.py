@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from macft.data.batches import Batch, make_batch
 from macft.models.adapters import attach
 from macft.models.head import find_head
 from macft.models.load import load_model
@@ -37,6 +38,17 @@ class ArrayRows:
     @property
     def where(self) -> list[str]:
         return [f"rows.jsonl:{number}" for number in range(1, len(self.ids) + 1)]
+
+    @property
+    def longest(self) -> np.ndarray:
+        return self.lengths
+
+    @property
+    def fingerprint(self) -> str:
+        return "rows"
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        return make_batch(self, indices)
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.ids[index], self.masks[index]
