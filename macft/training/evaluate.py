@@ -65,8 +65,8 @@ def evaluate(
             for batch in batches():
                 found = objective.sums(model, to_device(batch), whole, mx.random.key(0))
                 mx.eval(found)
-                loss += found.loss.item()
-                sums = {name: sums.get(name, 0.0) + value.item() for name, value in found.metrics.items()}
+                loss += float(found.loss)
+                sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.metrics.items()}
     except Stopped:
         return None
     return Evaluation(loss / survey[0], float(survey[0]), objective.metrics(sums, survey.tolist()))

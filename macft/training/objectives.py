@@ -138,7 +138,7 @@ class Preference:
 
     def sums(self, model: nn.Module, batch: ResponseBatch, whole: mx.array, key: mx.array) -> Sums:
         """Return the summed loss of the pairs, what people watch of them, and the cross-entropy of the chosen."""
-        logprobs = target_logprobs(self, model, batch.layout)
+        logprobs = target_logprobs(self.head, self.stream, model, batch.layout)
         summed = sum_responses(logprobs, batch)
         policy, reference, lengths = (Pair(part[::2], part[1::2]) for part in (summed, batch.reference, batch.lengths))
         scored = self.score(policy, reference, lengths)
@@ -173,13 +173,13 @@ class Labeled:
         """Return the number of answers, and the summed log-ratio of mismatched ones, which the KL is the mean of."""
         part = to_device(batch.mismatched)
         with evaluating(model):
-            ratio = sum_responses(target_logprobs(self, model, part.layout), part) - part.reference
+            ratio = sum_responses(target_logprobs(self.head, self.stream, model, part.layout), part) - part.reference
             return [float(len(batch.desirable)), ratio.sum().item()]
 
     def sums(self, model: nn.Module, batch: LabeledBatch, whole: mx.array, key: mx.array) -> Sums:
         """Return the summed loss of the answers, and what people watch of the good and of the bad ones."""
         own, recipe, good = batch.own, self.recipe, batch.desirable
-        policy = sum_responses(target_logprobs(self, model, own.layout), own)
+        policy = sum_responses(target_logprobs(self.head, self.stream, model, own.layout), own)
         scored = kto(
             policy,
             own.reference,
@@ -209,9 +209,9 @@ class Labeled:
         return means | {"kl": max(whole[1] / whole[0], 0.0)}
 
 
-def target_logprobs(objective: Objective, model: nn.Module, layout: Batch) -> mx.array:
+def target_logprobs(head: Head, stream: Stream, model: nn.Module, layout: Batch) -> mx.array:
     """Return the log-probability of each target [R], nats."""
-    return objective.head.logprobs(model, objective.stream.runner(layout), layout.positions, layout.targets)
+    return head.logprobs(model, stream.runner(layout), layout.positions, layout.targets)
 
 
 def sum_responses(logprobs: mx.array, batch: ResponseBatch) -> mx.array:

@@ -95,7 +95,8 @@ class Updater:
         keys = mx.random.split(mx.random.key((self.seed << 32) | step), 2 * len(batches))
         surveys = [self.objective.survey(self.model, batch) for batch in batches]
         survey = np.sum(surveys, axis=0)
-        whole, sums = mx.array(survey.astype(np.float32)), None
+        whole = mx.array(survey.astype(np.float32))
+        sums: Any = None
         for number, batch in enumerate(batches):
             set_dropout_keys(self.model, keys[2 * number])
             sums = self._accumulate(to_device(batch), whole, keys[2 * number + 1], sums)
@@ -103,7 +104,7 @@ class Updater:
         summed, gradients = sums
         loss, norm, gradients = self._measure(summed.loss, gradients, whole[0])
         mx.eval(loss, norm, gradients)
-        watched = {name: value.item() for name, value in summed.metrics.items()}
+        watched = {name: float(value) for name, value in summed.metrics.items()}
         outcome = Outcome(
             loss.item(),
             norm.item(),
