@@ -93,6 +93,9 @@ class TokenRows:
         return digest.hexdigest()
 
 
+AnyRows = TokenRows
+
+
 class Prepared(NamedTuple):
     """The data of a run.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from macft.events import Warned
-from macft.recipe import DpoRecipe, KtoRecipe, PreferenceRecipe
+from macft.recipe import DpoRecipe, KtoRecipe, PreferenceRecipe, SimpoRecipe
 from macft.state import RunState
 
 TOLERANCE = 0.05
