@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx.optimizers import Optimizer
 
 from macft.data.batches import Order, make_batch, split_micro_batches
-from macft.data.prepare import TokenRows
+from macft.data.token_rows import TokenRows
 from macft.errors import RunError
 from macft.events import (
     CheckpointSaved,
