@@ -36,7 +36,12 @@ class DataTable(Table):
     """Renames columns before a row is read, as macft's name = your name: `{ prompt = "question" }`."""
 
     train_on: Literal["assistant", "last", "all"] = Field(default="assistant")
-    """Which tokens are trained on: every assistant turn, only the last one, or all text."""
+    """Which tokens are trained on: every assistant turn, only the last one, or all text. Preference methods train on
+    responses whatever it says."""
+
+    strings: Literal["text", "chat"] = Field(default="text")
+    """Preference methods: what a prompt and responses given as strings are. text: as they stand, with the end-of-text
+    token, as in TRL; chat: a user's message and the answers to it, through the chat template."""
 
     too_long: Literal["drop", "truncate", "split", "error"] = Field(default="truncate")
     """What happens to a row longer than `max_seq_length`; always counted and reported."""

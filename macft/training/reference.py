@@ -15,8 +15,8 @@ import mlx.nn as nn
 import numpy as np
 
 from macft.data.batches import Floats, Ints, Responses, Rows, make_response_batch, split_micro_batches
-from macft.data.prepare import TokenRows
 from macft.data.referenced import LabeledRows, Mismatched, ReferencedRows
+from macft.data.token_rows import TokenRows
 from macft.errors import DataError, Problem
 from macft.models.head import Head
 from macft.models.stream import Stream

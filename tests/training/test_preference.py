@@ -1,29 +1,20 @@
 """Preference updates against two separate sequences, against themselves in other shapes, and against their reference."""
 
-import math
-from collections.abc import Callable
-from pathlib import Path
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from macft.data.batches import split_micro_batches
-from macft.data.referenced import LabeledRows, Mismatched, ReferencedRows
-from macft.models.adapters import adapters_off, attach, recompute_layers
+from macft.data.referenced import ReferencedRows
+from macft.models.adapters import attach, recompute_layers
 from macft.models.head import find_head
 from macft.models.load import load_model
 from macft.models.stream import Stream, prepare_stream
-from macft.recipe import LoraTable, OptimizerTable, Recipe, make_recipe
-from macft.training.evaluate import evaluate
+from macft.recipe import LoraTable, Recipe, make_recipe
 from macft.training.objectives import make_objective, to_device
-from macft.training.optimizers import make_optimizer
-from macft.training.reference import ReferencePass
-from macft.training.update import Outcome, Updater
-from tests.golden import GoldenCase, load_case
-from tests.training.conftest import ResponseArrays, adapted, random_responses
+from tests.golden import GoldenCase
+from tests.training.conftest import ResponseArrays, random_responses
 from tests.training.test_update import largest_difference
 
 VOCABULARY = 256
