@@ -5,6 +5,7 @@ bottom in the order in which things happen.
 """
 
 import json
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -55,6 +56,8 @@ FREE_TO_CHANGE = {
 }
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
+TELL_SECONDS = 0.2
+"""Least time between two events of a phase, its first and last apart."""
 Emit = Callable[[Event], None]
 
 
@@ -280,8 +283,13 @@ class Session:
                     state = fold([sign], state)
 
     def _teller(self, phase: str) -> Callable[[int, int], None]:
+        told_at, told = 0.0, -1
+
         def tell(done: int, total: int) -> None:
-            self.emit(PhaseProgress(name=phase, done=done, total=total))
+            nonlocal told_at, told
+            if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
+                self.emit(PhaseProgress(name=phase, done=done, total=total))
+                told_at, told = time.monotonic(), done
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
 

@@ -121,9 +121,9 @@ def test_the_reference_is_computed_once(recipe_of: Callable[..., Any], tmp_path:
     first = Life(recipe_of(), tmp_path / "first").live()
     assert phases(first)[0][0] == 0
     again = Life(recipe_of(beta=0.5, seed=3), tmp_path / "again").live()
-    assert [done for done, total in phases(again) if done not in {0, total}] == [len_train(again)]
+    assert phases(again)[0][0] == len_train(again)
     other = Life(recipe_of(ld_alpha=0.5), tmp_path / "other").live()
-    assert len(phases(other)) > len(phases(again))
+    assert phases(other)[0][0] == 0
 
 
 def len_train(life: Life) -> int:
