@@ -26,6 +26,7 @@ from macft.recipe_methods import (
     PretrainRecipe,
     SftRecipe,
     SimpoRecipe,
+    SupervisedRecipe,
 )
 from macft.recipe_tables import (
     CheckpointTable,
@@ -56,6 +57,7 @@ __all__ = [
     "ScheduleTable",
     "SftRecipe",
     "SimpoRecipe",
+    "SupervisedRecipe",
     "Table",
     "apply_overrides",
     "describe_fields",
