@@ -12,6 +12,7 @@ from itertools import combinations
 
 from macft.data.examples import (
     EMPTY_TURN,
+    SPEAKERS,
     Message,
     NothingToLearn,
     Object,
@@ -79,6 +80,8 @@ def parse_preferences(
 def _unpair(example: ResponseExample) -> list[ResponseExample]:
     if example.label is not None:
         return [example]
+    if example.responses[0] == example.responses[1]:
+        raise NothingToLearn(SAME, SAME)
     kept = zip(example.responses, (True, False), strict=True)
     return [replace(example, responses=(response,), label=label, margin=None) for response, label in kept]
 
@@ -163,7 +166,7 @@ def _read(value: Object, items: Mapping[str, object], strings: str, *, implied: 
     else:
         example = _imply_turns(_turns_of(prompt), {path: _answers(path, item, prompt) for path, item in items.items()})
         if system:
-            example = replace(example, prompt=(Message("system", system), *example.prompt))  # type: ignore[misc]
+            example = replace(example, prompt=(Message("system", system), *example.prompt))
     if any(isinstance(text, str) and not text.strip() for text in example.responses):
         raise NothingToLearn("has an empty response (expected text)", EMPTY_TURN)
     return example
@@ -182,7 +185,7 @@ def _answers(path: str, item: object, prompt: object) -> tuple[Message, ...]:
 
 
 def _parse_transcript(text: str, path: str) -> tuple[Message, ...]:
-    """Read a conversation written as one text, `\\n\\nHuman: … \\n\\nAssistant: …`."""
+    """Read a conversation written as one text, whose turns begin with `Human:` or `Assistant:` after a blank line."""
     before, *parts = _SPEAKER.split(text if text.startswith("\n") else f"\n\n{text}")
     if before.strip() or not parts:
         raise RowProblem(
@@ -190,8 +193,8 @@ def _parse_transcript(text: str, path: str) -> tuple[Message, ...]:
         )
     if not parts[-1].strip():
         raise NothingToLearn(f"{path} ends with an empty turn (expected text)", EMPTY_TURN)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(roles[speaker], words.strip()) for speaker, words in zip(parts[::2], parts[1::2], strict=True))
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Message(SPEAKERS[speaker.lower()], words.strip()) for speaker, words in turns)
 
 
 def _imply_text(texts: Sequence[str]) -> ResponseExample:
