@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from macft.losses import preference
 from macft.losses.logprobs import token_logprobs
 from macft.losses.preference import Pair, PreferenceLoss
-from macft.losses.responses import length_desensitized, response_logprobs
+from macft.losses.responses import response_logprobs
 from macft.losses.supervised import cross_entropy
 from macft.models.adapters import adapters_off
 from tests.golden import load_case
@@ -59,14 +59,15 @@ class Naive:
     def sums(
         self, model: nn.Module, prompts: Any, responses: Any, shared: Any = None, ld_alpha: float = 1.0
     ) -> mx.array:
-        """Summed log-probabilities of the responses, each after its prompt."""
+        """Summed log-probabilities of the responses, each after its prompt; beyond `shared` tokens times ld_alpha."""
         parts, weights = [], []
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             parts.append(self.tokens(model, prompt, response)[len(prompt) - 1 :])
-            place = mx.arange(len(response))
-            weights.append(length_desensitized(place, shared[row] if shared else len(response), ld_alpha=ld_alpha))
+            beyond = np.arange(len(response)) >= (shared[row] if shared else len(response))
+            weights.append(np.where(beyond, ld_alpha, 1.0).astype(np.float32))
         segment = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return response_logprobs(mx.concatenate(parts), mx.concatenate(weights), mx.array(segment), len(parts))
+        weight = mx.array(np.concatenate(weights))
+        return response_logprobs(mx.concatenate(parts), weight, mx.array(segment), len(parts))
 
     def pair(self, model: nn.Module, ld_alpha: float = 1.0) -> Pair:
         golden = self.golden
