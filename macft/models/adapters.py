@@ -4,6 +4,7 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -161,6 +162,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         is_peft = isinstance(config, dict) and "peft_type" in config
         hint = "It looks like a PEFT adapter; macft and mlx-lm read their own format." if is_peft else ""
         raise ModelError(f"{path}: {key}: {detail['msg'].lower()}", fix=hint) from None
+
+
+def adapter_hash(folder: Path) -> str:
+    """Identify an adapter by every byte of its weights and its configuration."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
