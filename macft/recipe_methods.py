@@ -182,6 +182,9 @@ class OrpoRecipe(PreferenceRecipe):
     beta: float = Field(default=0.1, gt=0.0)
     """Weight of the odds ratio beside the cross-entropy on the chosen answers."""
 
+    nll_on_prompt: bool = True
+    """Take the cross-entropy over the prompt too, as TRL and the authors' code do; the paper means the answer alone."""
+
 
 class SimpoRecipe(PreferenceRecipe):
     """Simple preference optimization: mean log-probabilities and a target margin, without a reference."""

@@ -42,7 +42,7 @@ class Engine:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, longest: int, micro_batch_tokens: int | None = None) -> None:
-        self.recipe, self.facts = recipe, describe(folder)
+        self.recipe, self.facts, self.longest = recipe, describe(folder), longest
         self.model, _ = make_trainable(recipe, folder, runs_folder())
         self.shape = read_shape(self.model, self.facts)
         self.on_cpu = mx.default_device() == mx.cpu
@@ -80,7 +80,7 @@ class Engine:
             self.model, self.head, self.stream, tokens=self.micro_batch_tokens, folder=cache, stands_on=stands_on
         )
         with adapters_off(self.model):
-            return refer(self.recipe, [rows], score, progress or (lambda *_: None))[0]
+            return refer(self.recipe, [rows], score, progress or (lambda *_: None), limit=self.longest)[0]
 
     def split(self, rows: Rows, indices: Ints) -> list[MicroBatch]:
         """Lay an update's rows out as micro-batches."""

@@ -18,10 +18,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
-from macft.data.batches import Rows
+from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
 from macft.data.prepare import Prepared, data_facts, prepare
+from macft.data.referenced import Mismatched
+from macft.data.response_rows import ResponseRows
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
@@ -32,7 +34,7 @@ from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_tokenizer
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
-from macft.recipe import PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
+from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
 from macft.run import Run, find_adapter, write_atomic
 from macft.state import fold
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
@@ -126,11 +128,15 @@ class Session:
         if not self.recipe.data.train:
             raise RecipeError([Problem("data.train", "is required: files or folders of rows to learn from")])
 
+    @property
+    def _limit(self) -> int:
+        """Most tokens of a row."""
+        return min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
+
     def _prepare(self) -> Prepared:
-        longest = min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
         settings = (
             self.recipe.method,
-            longest,
+            self._limit,
             self.facts.vocab_size,
             self.recipe.evaluate,
             tokenizer_hash(self.folder),
@@ -143,7 +149,7 @@ class Session:
                 self.recipe.data,
                 self.tokenizer,
                 method=self.recipe.method,
-                max_seq_length=longest,
+                max_seq_length=self._limit,
                 vocab_size=self.facts.vocab_size,
                 evaluate=self.recipe.evaluate,
                 progress=self._teller("tokenize"),
@@ -158,9 +164,10 @@ class Session:
     def _make_job(self, model: nn.Module, data: Prepared, planned: Plan) -> Job:
         recipe = self.recipe
         head = find_head(model)
-        stream = prepare_stream(
-            model, longest=max(int(rows.longest.max(initial=0)) for rows in (data.train, data.valid))
-        )
+        sets: list[Counted] = [data.train, data.valid]
+        if isinstance(recipe, KtoRecipe):
+            sets += [Mismatched(rows, self._limit) for rows in sets if isinstance(rows, ResponseRows)]
+        stream = prepare_stream(model, longest=max(int(rows.longest.max(initial=0)) for rows in sets))
         if isinstance(recipe, SupervisedRecipe) and recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
@@ -203,7 +210,8 @@ class Session:
             scorer = ReferencePass(
                 model, head, stream, tokens=tokens, folder=home() / "cache" / "reference", stands_on=stands_on
             )
-            train, valid = refer(recipe, [data.train, data.valid], scorer, self._teller("reference"))
+            sets = [data.train, data.valid]
+            train, valid = refer(recipe, sets, scorer, self._teller("reference"), limit=self._limit)
         return train, valid
 
     def _sampler(self, model: nn.Module, data: Prepared) -> Callable[[int], Iterator[Sampled]]:
