@@ -165,11 +165,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def adapter_hash(folder: Path) -> str:
-    """Identify an adapter by every byte of its weights and its configuration."""
+    """Identify an adapter by every byte of its weights and its configuration.
+
+    Raises:
+        ModelError: A file is missing or cannot be read.
+    """
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror})", fix="`macft runs` lists the runs.") from None
     return digest.hexdigest()
 
 

@@ -240,7 +240,7 @@ class Session:
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
         keys = self.recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        start = self.recipe.start_from
+        start = self.recipe.start_from if self.recipe.adapter != "full" else None
         return {name: str(value) for name, value in keys.items()} | {
             "base model": fingerprint(self.folder),
             "evaluate.metric": self.recipe.evaluate.metric,
