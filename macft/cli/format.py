@@ -5,7 +5,7 @@ the terminal.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.cells import cell_len
 
@@ -36,6 +36,13 @@ def number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
+
+
+def preference(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+    """Say how well a preference run tells good answers from bad ones; nothing for a run of another kind."""
+    margin, accuracy = metrics.get(f"{prefix}rewards/margins"), metrics.get(f"{prefix}rewards/accuracies")
+    said = [f"margin {number(margin)}"] if margin is not None else []
+    return said + ([f"accuracy {accuracy:.0%}"] if accuracy is not None else [])
 
 
 def count(value: int) -> str:

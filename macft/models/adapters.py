@@ -4,6 +4,7 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -138,7 +139,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
     expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
     if from_peft:  # it may leave out layers in between: those get an update that is zero
         weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
-    check_tensors(weights, expected, where=folder, complete=not is_full)
+    check_tensors(weights, expected, where=folder / (peft.WEIGHTS if from_peft else WEIGHTS), complete=not is_full)
     model.load_weights(list(weights.items()), strict=False)
     return config
 
@@ -182,6 +183,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"])) or "the file"
         raise ModelError(f"{path}: {key}: {detail['msg'].lower()}") from None
+
+
+def adapter_hash(folder: Path) -> str:
+    """Identify an adapter by every byte of its weights and its configuration."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ the original weights, not the quantized ones that training may have used. Nothin
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -202,6 +202,7 @@ def _inner(module: Any) -> Any:
 
 def _sum(module: Any) -> mx.array:
     """Return the weight that does what a layer with its adapter does, float32."""
+    weight: mx.array
     weight, a, b = _weight(_inner(module)), module.lora_a.astype(mx.float32), module.lora_b.astype(mx.float32)
     match module:
         case LoRALinear() | DoRALinear():
@@ -220,7 +221,7 @@ def _sum(module: Any) -> mx.array:
 def _weight(layer: Any) -> mx.array:
     """Return a layer's weight in float32; scales are widened first, so that nothing is rounded."""
     if not isinstance(layer, QUANTIZED):
-        return layer.weight.astype(mx.float32)
+        return cast(mx.array, layer.weight.astype(mx.float32))
     scales, biases = layer.scales, layer.get("biases")
     if mx.issubdtype(scales.dtype, mx.floating):
         scales, biases = scales.astype(mx.float32), None if biases is None else biases.astype(mx.float32)
@@ -240,7 +241,7 @@ def _plain(layer: Any, weight: mx.array) -> nn.Module:
     plain.weight = weight
     if bias:
         plain.bias = layer.bias
-    return plain
+    return cast(nn.Module, plain)
 
 
 def _stored_dtype(base: Path) -> str:

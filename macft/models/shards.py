@@ -57,7 +57,7 @@ def write_shards(
         The bytes of all tensors.
     """
     total, done = sum(value.nbytes for value in tensors.values()), 0
-    place = {}
+    place: dict[str, str] = {}
     for shard in _cut(tensors, shard_bytes):
         place |= dict.fromkeys(shard.tensors, shard.name)
         with (folder / shard.name).open("wb") as file:
@@ -79,7 +79,7 @@ def tensor_bytes(value: mx.array) -> memoryview:
     """Evaluate an array and return its bytes, row after row."""
     flat = mx.contiguous(value).reshape(-1)
     mx.eval(flat)
-    return memoryview(np.array(flat.view(mx.uint8), copy=False)).cast("B")
+    return np.array(flat.view(mx.uint8), copy=False).data
 
 
 @contextmanager
