@@ -6,7 +6,7 @@ raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -249,28 +249,6 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, KeyedDropout):
             module.probability = probability
-
-
-def recompute_layers(model: nn.Module) -> None:
-    """Keep only each layer's input for the backward pass and compute the rest again.
-
-    Only this model's layers change, each once; mlx-lm's `grad_checkpoint` patches the class for the whole process.
-    """
-    for layer in model.layers:
-        if not getattr(type(layer), "is_recomputed", False):
-            kind = type(layer)
-            layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed(kind), "is_recomputed": True})
-
-
-def _recomputed(kind: type[nn.Module]) -> Callable[..., Any]:
-    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(parameters: Any, *inputs: Any, **named: Any) -> Any:
-            layer.update(parameters)
-            return kind.__call__(layer, *inputs, **named)
-
-        return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
-
-    return call
 
 
 def check_tensors(

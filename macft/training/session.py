@@ -22,11 +22,12 @@ from macft.data.prepare import Prepared, data_facts, prepare
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import count_values, recompute_layers
+from macft.models.adapters import count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import find_head
 from macft.models.load import load_model, load_tokenizer
+from macft.models.recompute import recompute
 from macft.models.stream import prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
 from macft.recipe import Recipe, dump_recipe
@@ -146,8 +147,9 @@ class Session:
         if recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
-        if planned.recompute == "layer":
-            recompute_layers(model)
+        if (level := recompute(model, planned.recompute, stream)) != planned.recompute:
+            message = f"the family {self.facts.family} cannot recompute less than whole layers"
+            self.emit(Warned(message=message, fix=f'That is what the run does: recompute = "{level}".'))
         return Job(
             recipe=recipe,
             model=model,
