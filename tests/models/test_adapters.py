@@ -51,7 +51,7 @@ def test_in_a_float32_model_nothing_changes(kind: str) -> None:
 def test_in_a_16_bit_model_gradients_are_rounded_no_worse_than_the_model_rounds_them() -> None:
     exact, mixed = gradients("float32", cast=False), gradients("bfloat16", cast=False)
     own = gradients("bfloat16", cast=True)
-    assert 0 < difference(own, mixed)
+    assert difference(own, mixed) > 0
     assert difference(own, exact) < 1.2 * difference(mixed, exact) < 0.06
 
 
@@ -61,17 +61,15 @@ def test_dora_computes_in_float32() -> None:
 
 
 def test_experts_are_cast_too() -> None:
-    mx.random.seed(1)
+    """MLX's CPU backend multiplies experts in float32 only, so the 16-bit product is looked at, not made."""
     layer = LoRASwitchLinear(input_dims=8, output_dims=12, num_experts=3, r=2, scale=2.0)
-    layer.lora_b = mx.random.normal(layer.lora_b.shape)
+    layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(1))
+    x, indices = mx.random.normal((4, 1, 1, 8), key=mx.random.key(2)), mx.array([[0], [2], [1], [2]])
+    expected = layer(x, indices)
+    compute_in_model_dtype(nn.Sequential(layer))
+    assert mx.array_equal(layer(x, indices), expected).item()
     layer.linear.set_dtype(mx.bfloat16)
-    holder, x = nn.Sequential(layer), mx.random.normal((4, 1, 1, 8)).astype(mx.bfloat16)
-    indices = mx.array([[0], [2], [1], [2]])
-    mixed = layer(x, indices)
-    compute_in_model_dtype(holder)
-    own = layer(x, indices)
-    assert own.dtype == mixed.dtype == mx.bfloat16
-    assert mx.abs(own - mixed).max().item() < 0.02 * mx.abs(mixed).max().item()
+    assert layer(x.astype(mx.bfloat16), indices).dtype == mx.bfloat16
     assert layer.lora_a.dtype == layer.lora_b.dtype == mx.float32
 
 
