@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from macft.losses.backward import checkpoint
 from macft.losses.exponential import swiglu
 from macft.models.stream import TOLERANCE, Stream, StreamLayout, equals, probe
 
@@ -113,7 +114,7 @@ def _again(function: Arrays, *modules: nn.Module) -> Arrays:
     def call(*inputs: Any, **named: Any) -> Any:
         if not modules[0].training:
             return function(*inputs, **named)
-        return mx.checkpoint(pure)([module.trainable_parameters() for module in modules], inputs, named)
+        return checkpoint(pure)([module.trainable_parameters() for module in modules], inputs, named)
 
     return call
 

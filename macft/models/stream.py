@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from macft.data.batches import Batch, make_batch
+from macft.losses.backward import checkpoint, custom_function
 from macft.losses.exponential import is_slow, softmax, swiglu
 
 TOLERANCE = 1e-4
@@ -49,7 +50,7 @@ class StreamLayout:
 
 def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
-    @mx.custom_function
+    @custom_function
     def to_rows(x: mx.array) -> mx.array:
         return x[gather]
 
@@ -57,7 +58,7 @@ def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable
     def to_rows_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
         return cotangent.reshape(-1, cotangent.shape[-1])[back]
 
-    @mx.custom_function
+    @custom_function
     def to_stream(rows: mx.array) -> mx.array:
         return rows.reshape(-1, rows.shape[-1])[back]
 
@@ -134,7 +135,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) ->
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
     rows, heads, length, width = queries.shape
     grouped = (queries * scale).reshape(rows, keys.shape[1], heads // keys.shape[1], length, width)
-    attend_block = _attend_block if length <= KEPT_SCORES else mx.checkpoint(_attend_block)
+    attend_block = _attend_block if length <= KEPT_SCORES else checkpoint(_attend_block)
     ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
     blocks = [
         attend_block(grouped[:, :, :, start:end], keys[:, :, :end], values[:, :, :end])
