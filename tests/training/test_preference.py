@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten
 from macft.data.batches import split_micro_batches
 from macft.data.referenced import LabeledRows, Mismatched, ReferencedRows
 from macft.errors import DataError, Stopped
-from macft.models.adapters import adapters_off, attach, recompute_layers
+from macft.models.adapters import adapters_off, attach
 from macft.models.head import find_head
 from macft.models.load import load_model
+from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.recipe import LoraTable, OptimizerTable, Recipe, make_recipe
 from macft.training.evaluate import evaluate
@@ -83,11 +84,11 @@ def shared(
     return sums.loss.item() / weight, {name: np.array(value) / weight for name, value in tree_flatten(gradients)}
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("level", ["none", "pointwise", "mlp", "layer"])
 @pytest.mark.parametrize("quantize", [None, 8, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_shared_prompt_makes_the_loss_and_gradients_of_two_sequences(
-    llama: GoldenCase, quantize: int | None, recomputed: bool, padded: bool
+    llama: GoldenCase, quantize: int | None, level: str, padded: bool
 ) -> None:
     model = tuned(llama, quantize=quantize)
     rows = random_responses(VOCABULARY)
@@ -96,8 +97,7 @@ def test_a_shared_prompt_makes_the_loss_and_gradients_of_two_sequences(
     wanted = {name: np.array(value) for name, value in tree_flatten(tree)}
     stream = Stream(0, "asked for") if padded else prepare_stream(model, longest=64)
     assert bool(stream.layers) != padded
-    if recomputed:
-        recompute_layers(model)
+    recompute(model, level, stream)
     loss, gradients = shared(model, rows, reference, recipe_of(beta=0.1), stream)
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert largest_difference(gradients, wanted) < 1e-5
