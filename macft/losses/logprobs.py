@@ -70,12 +70,10 @@ def head_logprobs(hidden: mx.array, targets: mx.array, head: Projection, *, with
     made: list[tuple[mx.array, ...]] = []
     for start in range(0, hidden.shape[0], CHUNK_ROWS):
         chunk, wanted = hidden[start : start + CHUNK_ROWS], targets[start : start + CHUNK_ROWS]
-        if made:  # or MLX would run ahead and hold the logits of several chunks, for the gradients that are still to come
+        if made:  # gradient and all, or MLX would run ahead and hold the logits of several chunks
             chunk = mx.depends(chunk, list(made[-1]))
         made.append(
-            _chunk_with_gradient(head)(chunk, wanted)
-            if with_gradient
-            else _normalized(head.logits(chunk), wanted)[:1]
+            _chunk_with_gradient(head)(chunk, wanted) if with_gradient else _normalized(head.logits(chunk), wanted)[:1]
         )
     return mx.concatenate([logprobs for logprobs, *_ in made])
 

@@ -110,7 +110,7 @@ class MlxLmLora(Peer):
 
     def train(self) -> None:
         """Run `train_dpo`; the one thing of it that a CPU lacks is a limit for wired memory."""
-        from mlx_lm_lora.trainer import dpo_trainer  # noqa: PLC0415
+        from mlx_lm_lora.trainer import dpo_trainer
 
         model, reference = load(self.options["model"])[0], load(self.options["model"])[0]
         model.freeze(), reference.freeze()
@@ -162,8 +162,8 @@ class Troy(Peer):
 
     def train(self) -> None:
         """Run `run_dpo`, whose `_batch` is called twice a step: for the chosen, then for the rejected responses."""
-        from troy import train_dpo  # noqa: PLC0415
-        from troy.config import TroyConfig  # noqa: PLC0415
+        from troy import train_dpo
+        from troy.config import TroyConfig
 
         pad, pending = train_dpo._batch, []
 
@@ -211,8 +211,8 @@ class MlxTune(Peer):
 
     def train(self) -> None:
         """Run `train`, whose samples come from a list that it indexes."""
-        from mlx_tune import DPOConfig, DPOTrainer, FastLanguageModel  # noqa: PLC0415
-        from mlx_tune.losses import common_prefix_length, compute_log_probs_with_lengths  # noqa: PLC0415
+        from mlx_tune import DPOConfig, DPOTrainer, FastLanguageModel
+        from mlx_tune.losses import common_prefix_length, compute_log_probs_with_lengths
 
         self.prefix, self.score, self.scored = common_prefix_length, compute_log_probs_with_lengths, {}
         model, tokenizer = FastLanguageModel.from_pretrained(self.options["model"])
@@ -289,7 +289,7 @@ class Samples:
 
 
 def main() -> None:
-    """Run with options as JSON in the first argument; stdout is for replies, the library's own output goes to stderr."""
+    """Run with options as JSON in the first argument; stdout is for replies, the library prints to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     options = json.loads(sys.argv[1])
