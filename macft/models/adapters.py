@@ -288,7 +288,7 @@ def outermost(model: nn.Module) -> dict[str, Any]:
 
 
 def _inside(module: Any, trained_only: bool) -> Any:
-    while isinstance(module, ADAPTED) and not (trained_only and not module.trainable_parameters()):
+    while isinstance(module, ADAPTED) and not (trained_only and not count_values(module.trainable_parameters())[0]):
         module = module.linear if "linear" in module else module.embedding
     return module
 

@@ -25,10 +25,10 @@ def disturb(model: nn.Module, seed: int) -> None:
     model.load_weights(changed, strict=False)
 
 
-def stacked(second: LoraTable, first: LoraTable = LoraTable(rank=4, alpha=8.0)) -> tuple[nn.Module, dict, mx.array]:
+def stacked(second: LoraTable) -> tuple[nn.Module, dict, mx.array]:
     """Return a model with two adapters, the configuration of both, and what the first alone made of the tokens."""
     model = load_model(FOLDER)[0]
-    config = attach(model, first, kind="lora", seed=0)
+    config = attach(model, LoraTable(rank=4, alpha=8.0), kind="lora", seed=0)
     disturb(model, 1)
     before = model(TOKENS)
     both = stack_adapter(model, config, second, seed=5)
