@@ -68,8 +68,13 @@ class BaseRecipe(Table):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the base and its activations. auto: float32 on a CPU, the model's own on Metal."""
 
-    recompute: Literal["auto", "none", "layer"] = "auto"
-    """layer: compute layers again in the backward pass, for less memory and more time; auto: where memory is short."""
+    adapter_dtype: Literal["auto", "float32", "model"] = "auto"
+    """Precision of LoRA's products: float32 is exact, model takes the base's own and needs less memory; auto: model.
+    The adapter, its moments and what is saved are float32 either way, and DoRA always computes in it."""
+
+    recompute: Literal["auto", "none", "pointwise", "mlp", "layer"] = "auto"
+    """What the backward pass computes again, for less memory and more time: norms and activation functions
+    (pointwise), the MLP too (mlp), whole layers (layer); auto: as much as memory makes necessary."""
 
     compile: bool = False
     """Compile the update with `mx.compile`. Every new batch shape is compiled anew: it pays where rows are alike."""

@@ -15,10 +15,11 @@ from macft.bench.flops import Shape, useful_flops
 from macft.data.batches import Batch, Ints, LabeledBatch, MicroBatch, Rows, plan_epoch, split_micro_batches
 from macft.data.prepare import AnyRows, prepare
 from macft.machine import runs_folder
-from macft.models.adapters import ADAPTED, adapter_parameters, adapters_off, count_values, recompute_layers
+from macft.models.adapters import ADAPTED, adapter_parameters, adapters_off, count_values
 from macft.models.describe import ModelFacts, describe
 from macft.models.head import find_head
 from macft.models.load import load_tokenizer
+from macft.models.recompute import recompute
 from macft.models.stream import prepare_stream
 from macft.plan import CPU_TOKENS, GPU_TOKENS
 from macft.recipe import Recipe, dump_recipe
@@ -48,8 +49,7 @@ class Engine:
         self.on_cpu = mx.default_device() == mx.cpu
         self.micro_batch_tokens = micro_batch_tokens or (CPU_TOKENS if self.on_cpu else GPU_TOKENS)
         self.head, self.stream = find_head(self.model), prepare_stream(self.model, longest=longest)
-        if recipe.recompute == "layer":
-            recompute_layers(self.model)
+        recompute(self.model, "none" if recipe.recompute == "auto" else recipe.recompute, self.stream)
         self.objective = make_objective(recipe, self.head, self.stream)
         self.updater = Updater(
             self.model,

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from macft.api import RunSummary
-from macft.cli.format import MISSING, clean, columns, count, duration, number, one_line, preference
+from macft.cli.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
 from macft.events import Scored
 from macft.run import Run
 from macft.state import RunState
@@ -219,11 +219,9 @@ def held_out_lines(state: RunState) -> list[str]:
     if not shown or not preference(shown.metrics, "eval_") or shown.step == 0:
         return []
     start, end = state.evaluations[0].metrics, shown.metrics
-    rows = []
-    for name in ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "loss"):
-        if f"eval_{name}" in end:
-            write = _share if name == "rewards/accuracies" else number
-            rows.append([name, write(start.get(f"eval_{name}")), write(end[f"eval_{name}"])])
+    rows = [["rewards/accuracies", *(_share(share_preferred(part, "eval_")) for part in (start, end))]]
+    for name in ("rewards/margins", "logps/chosen", "logps/rejected", "loss"):
+        rows.append([name, number(start.get(f"eval_{name}")), number(end.get(f"eval_{name}"))])
     return columns([["held out", "start", f"@{shown.step}"], *rows], right=(1, 2))
 
 

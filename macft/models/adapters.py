@@ -4,10 +4,11 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -186,11 +187,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def adapter_hash(folder: Path) -> str:
-    """Identify an adapter by every byte of its weights and its configuration."""
+    """Identify an adapter by every byte of its weights and its configuration.
+
+    Raises:
+        ModelError: A file is missing or cannot be read.
+    """
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror})", fix="`macft runs` lists the runs.") from None
     return digest.hexdigest()
 
 
@@ -288,26 +296,29 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.probability = probability
 
 
-def recompute_layers(model: nn.Module) -> None:
-    """Keep only each layer's input for the backward pass and compute the rest again.
+def compute_in_model_dtype(model: nn.Module) -> None:
+    """Let LoRA's products be made in the type of what they multiply; its parameters stay float32.
 
-    Only this model's layers change, each once; mlx-lm's `grad_checkpoint` patches the class for the whole process.
+    mlx-lm multiplies with the float32 matrices themselves, so that a 16-bit model keeps its activations once more, in
+    float32. Gradients arrive in float32 either way, and so do all that stands on them: moments, checkpoints, results.
     """
-    for layer in model.layers:
-        if not getattr(type(layer), "is_recomputed", False):
-            kind = type(layer)
-            layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed(kind), "is_recomputed": True})
+    for module in model.modules():
+        if isinstance(module, LoRALinear | LoRASwitchLinear):
+            module.__class__ = _casting(cast(Any, type(module)))
 
 
-def _recomputed(kind: type[nn.Module]) -> Callable[..., Any]:
-    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(parameters: Any, *inputs: Any, **named: Any) -> Any:
-            layer.update(parameters)
-            return kind.__call__(layer, *inputs, **named)
+@functools.cache
+def _casting(kind: Any) -> type[nn.Module]:
+    def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
+        matrices = self.lora_a, self.lora_b
+        self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
+        try:
+            product: mx.array = kind.__call__(self, x, *indices, **named)
+            return product
+        finally:
+            self.lora_a, self.lora_b = matrices
 
-        return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
-
-    return call
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def check_tensors(

@@ -27,11 +27,12 @@ from macft.data.response_rows import ResponseRows
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import adapter_hash, adapters_off, count_values, recompute_layers
+from macft.models.adapters import adapter_hash, adapters_off, count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_tokenizer
+from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
 from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
@@ -175,8 +176,9 @@ class Session:
         if isinstance(recipe, PreferenceRecipe) and not stream.layers:
             tokens //= 2  # the prompt lies in both padded rows
         train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
-        if planned.recompute == "layer":
-            recompute_layers(model)
+        if (level := recompute(model, planned.recompute, stream)) != planned.recompute:
+            message = f"the family {self.facts.family} cannot recompute less than whole layers"
+            self.emit(Warned(message=message, fix=f'That is what the run does: recompute = "{level}".'))
         return Job(
             recipe=recipe,
             model=model,
@@ -198,7 +200,7 @@ class Session:
             "base": self.checkpoints.world["base model"],
             "template": self.checkpoints.world["chat template"],
             "quantize": (recipe.quantize, recipe.quantize_group_size),
-            "dtype": recipe.compute_dtype,
+            "dtype": (recipe.compute_dtype, recipe.adapter_dtype),
             "device": mx.default_device(),
             "versions": [version(name) for name in ("macft", "mlx", "mlx-lm")],
         }
@@ -240,7 +242,7 @@ class Session:
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
         keys = self.recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        start = self.recipe.start_from
+        start = self.recipe.start_from if self.recipe.adapter != "full" else None
         return {name: str(value) for name, value in keys.items()} | {
             "base model": fingerprint(self.folder),
             "evaluate.metric": self.recipe.evaluate.metric,

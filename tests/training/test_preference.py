@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten
 from macft.data.batches import split_micro_batches
 from macft.data.referenced import LabeledRows, Mismatched, ReferencedRows
 from macft.errors import DataError, Stopped
-from macft.models.adapters import adapters_off, attach, recompute_layers
+from macft.models.adapters import adapters_off, attach
 from macft.models.head import find_head
 from macft.models.load import load_model
+from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.recipe import LoraTable, OptimizerTable, Recipe, make_recipe
 from macft.training.evaluate import evaluate
@@ -83,11 +84,11 @@ def shared(
     return sums.loss.item() / weight, {name: np.array(value) / weight for name, value in tree_flatten(gradients)}
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("level", ["none", "pointwise", "mlp", "layer"])
 @pytest.mark.parametrize("quantize", [None, 8, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_shared_prompt_makes_the_loss_and_gradients_of_two_sequences(
-    llama: GoldenCase, quantize: int | None, recomputed: bool, padded: bool
+    llama: GoldenCase, quantize: int | None, level: str, padded: bool
 ) -> None:
     model = tuned(llama, quantize=quantize)
     rows = random_responses(VOCABULARY)
@@ -96,8 +97,7 @@ def test_a_shared_prompt_makes_the_loss_and_gradients_of_two_sequences(
     wanted = {name: np.array(value) for name, value in tree_flatten(tree)}
     stream = Stream(0, "asked for") if padded else prepare_stream(model, longest=64)
     assert bool(stream.layers) != padded
-    if recomputed:
-        recompute_layers(model)
+    recompute(model, level, stream)
     loss, gradients = shared(model, rows, reference, recipe_of(beta=0.1), stream)
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert largest_difference(gradients, wanted) < 1e-5
@@ -118,7 +118,7 @@ def rows_for(recipe: Recipe, rows: ResponseArrays, reference: np.ndarray) -> Ref
     if recipe.method != "kto":
         return ReferencedRows(rows, reference, ld_alpha=getattr(recipe, "ld_alpha", None))
     other = np.random.default_rng(2).normal(-40, 3, reference.shape).astype(np.float32)
-    return LabeledRows(ReferencedRows(rows, reference), ReferencedRows(Mismatched(rows), other))
+    return LabeledRows(ReferencedRows(rows, reference), ReferencedRows(Mismatched(rows, 64), other))
 
 
 RECIPES = [
@@ -206,7 +206,7 @@ def test_every_method_learns_one_batch_by_heart(llama: GoldenCase, tmp_path: Pat
     model, plain = fresh(llama), random_responses(VOCABULARY, responses=1 if recipe.method == "kto" else 2)
     with adapters_off(model):
         score = lambda part, ld_alpha, _: reference_of(model, part, tmp_path, ld_alpha)  # noqa: E731
-        (rows,) = refer(recipe, [plain], score, lambda *_: None)
+        (rows,) = refer(recipe, [plain], score, lambda *_: None, limit=64)
     objective = make_objective(recipe, find_head(model), prepare_stream(model, longest=64))
     updater = Updater(
         model, objective, make_optimizer(OptimizerTable(), 1e-3), max_grad_norm=1.0, seed=0, compiled=False
@@ -250,12 +250,12 @@ def test_the_kl_comes_from_the_answer_to_the_nearest_earlier_other_prompt() -> N
         [[np.array(prompt), np.full(place + 1, 10 + place)] for place, prompt in enumerate(prompts)],
         np.array([True, False, True, True]),
     )
-    others = Mismatched(rows)
+    others = Mismatched(rows, 64)
     assert [others.parts(index)[1].tolist()[0] for index in range(4)] == [13, 13, 11, 12]
     assert [others.parts(index)[0].tolist() for index in range(4)] == [[1], [1], [2], [3]]
     assert others.lengths.max() <= rows.lengths.max()
     same = ResponseArrays([[np.array([1]), np.array([place])] for place in range(3)], np.ones(3, bool))
-    assert [Mismatched(same).parts(index)[1][0] for index in range(3)] == [2, 0, 1]
+    assert [Mismatched(same, 64).parts(index)[1][0] for index in range(3)] == [2, 0, 1]
 
 
 def test_a_stopped_reference_pass_goes_on_where_it_was(llama: GoldenCase, tmp_path: Path) -> None:
