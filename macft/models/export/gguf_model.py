@@ -7,7 +7,7 @@ RoPE, an unknown tokenizer) is refused before anything is written.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,6 @@ from macft.models.headers import TensorHeader, read_headers
 from macft.models.load import load_tokenizer, to_old_dialect
 from macft.models.shards import Progress
 
-Kind = Literal["f32", "f16", "bf16", "q8_0"]
 KINDS: dict[str, tuple[str, str]] = {
     "f32": ("F32", "ALL_F32"),
     "f16": ("F16", "MOSTLY_F16"),
@@ -44,13 +43,13 @@ def check_gguf(folder: Path) -> None:
     find_pre_tokenizer(read_tokenizer_file(folder), folder)
 
 
-def write_gguf(path: Path, folder: Path, *, kind: Kind, name: str, progress: Progress | None = None) -> None:
+def write_gguf(path: Path, folder: Path, *, kind: str, name: str, progress: Progress | None = None) -> None:
     """Write a model that is not quantized as a GGUF file.
 
     Args:
         path: The file.
         folder: A model folder in floating point.
-        kind: Of its matrices; vectors stay float32.
+        kind: Of its matrices, a key of `KINDS`; vectors stay float32.
         name: What the file calls itself.
         progress: Told (bytes read, all bytes).
 
@@ -76,7 +75,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config | to_old_dialect(config)
 
 
-def _write_facts(writer: Any, facts: ModelFacts, config: dict[str, Any], *, kind: Kind, name: str) -> None:
+def _write_facts(writer: Any, facts: ModelFacts, config: dict[str, Any], *, kind: str, name: str) -> None:
     from gguf import LlamaFileType, RopeScalingType
 
     writer.add_type("model")
@@ -102,7 +101,7 @@ def _write_facts(writer: Any, facts: ModelFacts, config: dict[str, Any], *, kind
 
 
 def _write_tensors(
-    writer: Any, facts: ModelFacts, family: Family, factors: Array | None, *, kind: Kind, progress: Progress | None
+    writer: Any, facts: ModelFacts, family: Family, factors: Array | None, *, kind: str, progress: Progress | None
 ) -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
