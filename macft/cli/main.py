@@ -17,7 +17,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from macft import __version__, api
-from macft.cli import planned, prepare, tables, talk
+from macft.cli import leave, planned, prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.diagnostics import guard
@@ -66,6 +66,8 @@ for room in (prepare.data, prepare.recipes):
 app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
+for command in (leave.fuse, leave.merge, leave.export):
+    app.command(command, group=USE)
 app.command(bench, group=MORE)
 app.register_install_completion_command(group=MORE, help="Install completion for this shell.")
 
