@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from macft.bench.report import BenchReport
-    from macft.chat.generate import ReplyPart
-    from macft.data.examples import Role
+    from macft.chat.compare import Voices
+    from macft.chat.panes import Part, Sampling, Turn
     from macft.data.inspect import RowView
+    from macft.data.prompts import Prompt
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
 
@@ -269,11 +270,40 @@ class Chat:
         self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
         self.title, self.note = self._session.title, self._session.note
 
-    def reply(
-        self, messages: "Sequence[tuple[Role, str]]", *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
-    ) -> "Iterator[ReplyPart]":
+    def reply(self, turns: "Sequence[Turn]", sampling: "Sampling") -> "Iterator[Part]":
         """Stream the answer to (role, content) turns."""
-        return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return self._session.reply(turns, sampling)
+
+
+def compare(names: Sequence[str], *, base: bool = True, model: str | None = None, template: bool = True) -> "Voices":
+    """Load voices to be asked side by side: one batch where they share their weights.
+
+    Args:
+        names: Runs, checkpoints (`RUN@600`, `RUN@best`), adapter folders, models; at most eight with their Bases.
+        base: Put what tuned voices were before they were tuned in front of them.
+        model: The base of an adapter that does not name one.
+        template: Ask through each model's chat template; without, all continue the text.
+
+    Raises:
+        MacftError: A name means nothing, or what it means cannot be loaded.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+
+    sources = find_sources(names, home=home(), runs=runs_folder(), base=base, model=model)
+    return open_voices(sources, read_machine(), template=template)
+
+
+def read_prompts(name: str) -> "list[Prompt]":
+    """Read prompts from a file of lines or rows, or from stdin (`-`).
+
+    Raises:
+        DataError: With every line that cannot be understood.
+    """
+    from macft.data.prompts import read_prompts as read
+
+    return read(name)
 
 
 def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":
