@@ -81,43 +81,46 @@ def judge(
     place = 0
     narrate(HELP)
     while True:
-        if place == len(seen):
-            if (duel := next(duels, None)) is None:
-                return
+        if place == len(seen) and (duel := next(duels, None)) is not None:
             seen.append(shuffled(duel, seed=seed, number=place) if blind else duel)
-        if seen[place].is_same:
+        if place < len(seen) and seen[place].is_same:
             narrate("both say the same: skipped")
             place += 1
             continue
-        _show(seen[place], blind=blind)
+        if place < len(seen):
+            _show(seen[place], blind=blind)
+        elif done:
+            narrate("that was the last: u takes the last verdict back, q ends")
+        else:
+            return
         did = ""
-        while not did:
+        while did in {"", "thumbed"}:
             typed = ask()
-            did = "end" if typed is None else _obey(typed.strip(), picks, seen[place], edit)
+            shown = seen[place] if place < len(seen) else None
+            did = "end" if typed is None else _obey(typed.strip(), picks, shown, edit)
+            done += [place] if did in {"judged", "thumbed"} else []
         if did == "end":
             return
-        if did == "undo":
-            place = done.pop()
-            continue
-        done += [place] if did == "judged" else []
-        place += 1
+        place = done.pop() if did == "undone" else place + 1
 
 
-def _obey(typed: str, picks: Picks, duel: Duel, edit: Callable[[str], str]) -> str:
-    """Do what was typed; returns `judged`, `skipped`, `undo` or `end`, and nothing to ask again."""
-    if typed in {"q", "s"}:
-        return "end" if typed == "q" else "skipped"
+def _obey(typed: str, picks: Picks, duel: Duel | None, edit: Callable[[str], str]) -> str:
+    """Do what was typed; returns `judged`, `thumbed`, `skipped`, `undone`, `end`, or nothing when nothing happened."""
     if typed == "u":
         undone = picks.undo()
         narrate("taken back" if undone else "nothing to take back")
-        return "undo" if undone else ""
+        return "undone" if undone else ""
+    if typed == "q" or duel is None:
+        return "end"
+    if typed == "s":
+        return "skipped"
     if typed in {"1+", "1-", "2+", "2-"}:
         picks.thumb(duel, "1" if typed[0] == "1" else "2", up=typed[1] == "+")
-        narrate(f"thumb {'up' if typed[1] == '+' else 'down'} for {typed[0]}: {picks.labels}")
-        return ""
+        narrate(f"thumb {'up' if typed[1] == '+' else 'down'} for {typed[0]}: {picks.labels.name}")
+        return "thumbed"
     if typed in {"e1", "e2"}:
-        side = 0 if typed == "e1" else 1
-        picks.judge(duel, "1" if side == 0 else "2", edited=edit(duel.sides[side].text))
+        side: Verdict = "1" if typed == "e1" else "2"
+        picks.judge(duel, side, edited=edit(duel.sides[int(side) - 1].text))
     elif typed in VERDICTS:
         picks.judge(duel, VERDICTS[typed])
     else:

@@ -30,6 +30,7 @@ COMMANDS = [
     ["pull"],
     ["models"],
     ["chat"],
+    ["compare"],
     ["doctor"],
     ["bench"],
     ["plan"],
