@@ -242,6 +242,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     aside.replace(path)
 
 
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_lines(path: Path, offset: int) -> tuple[list[str], int]:
     """Return the whole lines of a file from a byte offset on, and the next offset."""
     with path.open("rb") as file:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from macft.cli.format import clean, count, duration, gigabytes, number, one_line
+from macft.cli.format import clean, count, duration, gigabytes, number, one_line, preference
 from macft.events import (
     CheckpointSaved,
     Evaluated,
@@ -38,7 +38,12 @@ Write = Callable[[str], None]
 REPORT_SECONDS, REPORTS = 10.0, 10
 """Without a terminal: a line after this many seconds, and at least this many a run."""
 SHOWN_PROMPT, SHOWN_ANSWER, SHOWN_ROWS = 60, 100, 4
-PHASES = {"tokenize": "reading rows", "load": "loading the model", "answer": "answering test rows"}
+PHASES = {
+    "tokenize": "reading rows",
+    "load": "loading the model",
+    "reference": "asking the reference",
+    "answer": "answering test rows",
+}
 _MARKS = {"done": "✔", "stopped": "■", "failed": "✘"}
 
 
@@ -197,7 +202,7 @@ def tell(event: Event, state: RunState) -> list[str]:
 def where(event: StepDone, state: RunState) -> str:
     """Say where training stands: step, loss, speed, memory, time left."""
     metrics = event.metrics
-    parts = [f"{event.step:,}/{state.total_steps:,}", f"loss {number(metrics.get('loss'))}"]
+    parts = [f"{event.step:,}/{state.total_steps:,}", f"loss {number(metrics.get('loss'))}", *preference(metrics)]
     if speed := metrics.get("tokens_per_second"):
         parts.append(f"{speed:,.0f} tok/s")
     if peak := metrics.get("peak_memory_bytes"):
@@ -238,7 +243,8 @@ def _training_lines(event: Event, state: RunState) -> list[str]:
             more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
             return [f"✘ step {step:,} changed nothing: {reason}", f"  rows {', '.join(rows[:SHOWN_ROWS])}{more}"]
         case Evaluated(step=step, metrics=metrics, is_best=is_best):
-            return [f"eval @{step:,} · eval_loss {number(metrics.get('eval_loss'))}" + (" ★ best" if is_best else "")]
+            parts = [f"eval @{step:,}", f"eval_loss {number(metrics.get('eval_loss'))}", *preference(metrics, "eval_")]
+            return [" · ".join(parts) + (" ★ best" if is_best else "")]
         case Sampled(step=step, prompt=prompt, text=text):
             return [f"sample @{step:,} · {one_line(prompt, SHOWN_PROMPT)} → {one_line(text, SHOWN_ANSWER)}"]
         case CheckpointSaved(name=name, is_best=is_best):

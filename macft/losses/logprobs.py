@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from macft.losses.backward import custom_function
 from macft.losses.exponential import exp
 
 CHUNK_ROWS = 256
@@ -80,7 +81,7 @@ def head_logprobs(hidden: mx.array, targets: mx.array, head: Projection, *, with
 
 
 def _chunk_with_gradient(head: Projection) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
-    @mx.custom_function
+    @custom_function
     def chunk(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         logits = head.logits(hidden)
         logprobs, raised, total = _normalized(logits, targets)

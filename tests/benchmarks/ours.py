@@ -10,7 +10,7 @@ from typing import Any
 from macft.bench.clock import measure_peak
 from macft.bench.engine import Engine, plan_rows, read_rows
 from macft.data.batches import Ints
-from macft.data.prepare import TokenRows
+from macft.data.token_rows import TokenRows
 from macft.recipe import make_recipe
 
 

@@ -101,7 +101,7 @@ def test_the_version(macft):
         (["train", "x", "--jsn"], "Unknown option: --jsn. Did you mean --json?"),
         (["train", "x", "y"], "unexpected argument 'y'"),
         (["train"], "RECIPE requires an argument"),
-        (["data", "check", "x", "--method", "dpo"], "Choose from"),
+        (["data", "check", "x", "--method", "ppo"], "Choose from"),
         (["data", "show", "x", "--row", "0"], "Must be >= 1"),
         (["logs", "x", "--tail", "many"], "--tail"),
     ],

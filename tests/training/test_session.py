@@ -143,11 +143,20 @@ def _in_old_dialect(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("lora", {}),
+        ("dora", {}),
+        ("full", {}),
+        ("lora", {"compute_dtype": "bfloat16", "recompute": "mlp"}),
+    ],
+    ids=str,
+)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    kind: str, recipe_of: Callable[..., Any], tmp_path: Path
+    kind: str, changes: dict[str, Any], recipe_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(adapter=kind, learning_rate=1e-3)
+    recipe = recipe_of(adapter=kind, learning_rate=1e-3, **changes)
     whole = Life(recipe, tmp_path / "whole").live()
     first = Life(recipe, tmp_path / "parts", stop_after=3).live()
     assert first.ending is not None
@@ -165,6 +174,11 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert parts == sorted(numbers(whole.events))
     state = third.run.state()
     assert [event.step for event in state.steps] == list(range(1, 9))
+    if kind == "lora":  # float32 is kept, whatever the model computes in
+        kept = load_tensors(third.run.adapter / WEIGHTS) | load_tensors(
+            third.run.checkpoints / "step-000008" / "weights.safetensors"
+        )
+        assert {value.dtype for value in kept.values()} == {mx.float32}
     for name in ("weights.safetensors", "optimizer.safetensors"):
         last = third.run.checkpoints / "step-000008" / name
         assert last.read_bytes() == (whole.run.checkpoints / "step-000008" / name).read_bytes()
