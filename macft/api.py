@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
-    from macft.chat.panes import Part, Sampling, Turn
+    from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
     from macft.data.prompts import Prompt
     from macft.data.report import DataReport
@@ -254,25 +254,21 @@ def bench(recipe: Recipe, *, batches: int, progress: Callable[[int, int], None] 
 # Chat
 
 
-class Chat:
-    """A conversation with a model, its adapter on; `reply` streams.
+def open_chat(name: str, *, base: bool = False, model: str | None = None) -> "ChatSession":
+    """Load what a name means, to talk to it.
 
     Args:
-        name: A run, an adapter folder, or a model.
-        base: Leave the run's adapter off.
+        name: A run, a checkpoint of it (`RUN@600`), an adapter folder, or a model.
+        base: Leave the adapter off.
         model: The base of an adapter that does not name one.
+
+    Raises:
+        MacftError: The name means nothing, or what it means cannot be loaded.
     """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.session import open_chat as load
 
-    def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
-        import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
-        from macft.chat.session import open_chat
-
-        self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
-        self.title, self.note = self._session.title, self._session.note
-
-    def reply(self, turns: "Sequence[Turn]", sampling: "Sampling") -> "Iterator[Part]":
-        """Stream the answer to (role, content) turns."""
-        return self._session.reply(turns, sampling)
+    return load(name, home=home(), runs=runs_folder(), base=base, model=model)
 
 
 def compare(names: Sequence[str], *, base: bool = True, model: str | None = None, template: bool = True) -> "Voices":

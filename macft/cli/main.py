@@ -249,7 +249,7 @@ def chat(
     sampling.check()
     piped = prompt == STDIN or (prompt is None and not sys.stdin.isatty())
     once = sys.stdin.read() if piped else prompt
-    session = api.Chat(name, base=base, model=model)
+    session = api.open_chat(name, base=base, model=model)
     reply = partial(session.reply, sampling=sampling)
     if session.note:
         narrate(f"▲ {session.note}")

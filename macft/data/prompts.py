@@ -9,7 +9,16 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from macft.data.examples import Message, Role, RowProblem, TextExample, parse_example, question_of
+from macft.data.examples import (
+    ChatExample,
+    CompletionExample,
+    Message,
+    Role,
+    RowProblem,
+    TextExample,
+    parse_example,
+    question_of,
+)
 from macft.data.sources import STDIN, Row, read_rows
 from macft.errors import DataError, Problem
 
@@ -92,6 +101,6 @@ def _messages(row: Row) -> tuple[Message, ...]:
         ends = bool(turns) and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
         row = row._replace(value={"messages": turns if ends and turns is not prompt else [*turns, _ANSWER]})
     example = parse_example(row)
-    if isinstance(example, TextExample):
-        return (Message("user", example.text),)
-    return question_of(example)[0]
+    if isinstance(example, ChatExample | CompletionExample):
+        return question_of(example)[0]
+    return (Message("user", example.text),) if isinstance(example, TextExample) else ()

@@ -20,6 +20,11 @@ from macft.chat.preferences import (
     shuffled,
     sign_test,
 )
+from macft.data.chat_template import decode
+from macft.data.prepare import Prepared, prepare
+from macft.models.load import load_tokenizer
+from macft.recipe import DataTable
+from tests.golden import load_case
 
 BASE, TUNED = Answered("Base", "a base answer"), Answered("tuned", "a tuned answer")
 DUEL = Duel((("system", "be kind"), ("user", "what?")), (BASE, TUNED), {"temperature": 0.7, "max_tokens": 64}, 3)
@@ -157,6 +162,29 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout
     assert path.read_bytes() == b"x" * 59 + b"\n"
+
+
+def test_picks_are_rows_that_preference_tuning_reads(picks: Picks) -> None:
+    picks.judge(DUEL, "2")
+    picks.judge(DUEL, "1", edited="more <|im_end|> lines\nof it")
+    picks.thumb(DUEL, "1", up=False)
+    tokenizer = load_tokenizer(load_case("llama").folder)
+
+    def read(path: Path, method: str) -> Prepared:
+        table = DataTable.model_validate({"train": [str(path)], "valid_fraction": 0.0})
+        return prepare(table, tokenizer, method=method, max_seq_length=256, vocab_size=256)
+
+    pairs = read(picks.path, "dpo").train
+    prompt, chosen, rejected = (decode(tokenizer, part) for part in pairs.parts(0))
+    assert prompt.endswith("<|im_start|>assistant\n")
+    assert "be kind" in prompt
+    assert chosen.startswith("a tuned answer<|im_end|>")
+    assert rejected.startswith("a base answer<|im_end|>")
+    assert len(pairs) == 2
+    labeled = read(picks.labels, "kto").train
+    assert labeled.labels.tolist() == [False]
+    assert decode(tokenizer, labeled.parts(0)[1]).startswith("a base answer")
+    assert read(picks.path, "kto").train.labels.tolist() == [True, False, True, False]
 
 
 def test_sides_are_shuffled_fairly_and_repeatably() -> None:
