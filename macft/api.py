@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from macft.chat.compare import Voices
     from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
-    from macft.data.prompts import Prompt
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
+    from macft.serve import Served
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
@@ -291,15 +291,18 @@ def compare(names: Sequence[str], *, base: bool = True, model: str | None = None
     return open_voices(sources, read_machine(), template=template)
 
 
-def read_prompts(name: str) -> "list[Prompt]":
-    """Read prompts from a file of lines or rows, or from stdin (`-`).
+def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
+    """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
 
     Raises:
-        DataError: With every line that cannot be understood.
+        MacftError: The name means nothing, what it means cannot be loaded, or the port is taken.
     """
-    from macft.data.prompts import read_prompts as read
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft import serve
+    from macft.chat.sources import find_source
 
-    return read(name)
+    source = find_source(name, home=home(), runs=runs_folder(), model=model)
+    return serve.open_server(source, port=port, max_tokens=max_tokens)
 
 
 def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":

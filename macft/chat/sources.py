@@ -122,7 +122,7 @@ def find_source(name: str, *, home: Path, runs: Path, model: str | None = None) 
         if _is_run(name, runs):
             raise
         folder = _model_or_say(name, home)
-        return VoiceSource(name, folder, **_tuned_from(folder))
+        return VoiceSource(folder.name if Path(name).expanduser().is_dir() else name, folder, **_tuned_from(folder))
     own_name = adapter.parent.name if adapter.name in {"adapter", "model"} else adapter.name
     if (adapter / "config.json").is_file():
         return VoiceSource(own_name, adapter, **(_tuned_from(adapter) | _base_named_by(adapter.parent)))

@@ -23,6 +23,7 @@ from macft.cli.prepare import show_progress
 from macft.cli.render import narrate
 from macft.cli.tables import SCHEMA, print_json, print_lines
 from macft.cli.talk import ask_person
+from macft.data.prompts import read_prompts
 from macft.errors import MacftError, Problem, RecipeError
 from macft.machine import runs_folder
 from macft.run import find_run, write_atomic
@@ -74,7 +75,7 @@ def compare(
         raise RecipeError([Problem("--pick", "reads verdicts from stdin, so the prompts cannot come from there")])
     piped = prompts == STDIN or (prompts is None and not pick and not sys.stdin.isatty())
     source = "-" if piped else prompts
-    asked = api.read_prompts(source) if source else None
+    asked = read_prompts(source) if source else None
     opening: tuple[Turn, ...] = (("system", system),) if system else ()
     given = None if asked is None else [_opened(prompt.turns, opening) for prompt in asked]
     named = names or ("latest",)

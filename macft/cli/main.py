@@ -24,6 +24,7 @@ from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
 from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
+from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
 from macft.errors import Problem, RecipeError
 from macft.events import encode_event
@@ -68,6 +69,7 @@ app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
 app.command(compare, group=USE)
+app.command(serve, group=USE)
 app.command(bench, group=MORE)
 app.register_install_completion_command(group=MORE, help="Install completion for this shell.")
 

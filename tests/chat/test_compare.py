@@ -19,7 +19,7 @@ from macft.data.examples import Message
 from macft.errors import MacftError, ModelError, RecipeError, RunError
 from macft.machine import GIB, read_machine
 from macft.models.load import load_model, load_tokenizer
-from tests.chat.conftest import Shelf
+from tests.shelf import Shelf
 
 ROOMY, TIGHT = (replace(read_machine(), working_set_bytes=size) for size in (GIB, 0))
 SHORT = Sampling(max_tokens=12)

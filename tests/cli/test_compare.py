@@ -10,12 +10,12 @@ import pytest
 from macft.chat.panes import Ask, Part, Sampling, Turn, Voice
 from macft.cli.compare import converse, print_replies
 from macft.cli.main import run
-from tests.chat.conftest import Shelf, shelf  # noqa: F401 — a fixture
+from tests.shelf import Shelf
 
 
 @pytest.fixture
 def macft(
-    shelf: Shelf,  # noqa: F811
+    shelf: Shelf,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
@@ -38,7 +38,7 @@ def prompts(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_json_is_a_line_a_prompt(macft: Callable, prompts: str, shelf: Shelf) -> None:  # noqa: F811
+def test_json_is_a_line_a_prompt(macft: Callable, prompts: str, shelf: Shelf) -> None:
     code, out, _ = macft("one", "--prompts", prompts, "--json")
     assert code == 0
     first, second = map(json.loads, out.splitlines())
@@ -59,7 +59,7 @@ def test_json_is_a_line_a_prompt(macft: Callable, prompts: str, shelf: Shelf) ->
 def test_a_report_goes_into_the_run_or_where_it_is_asked_to(
     macft: Callable,
     prompts: str,
-    shelf: Shelf,  # noqa: F811
+    shelf: Shelf,
     tmp_path: Path,
 ) -> None:
     _, out, _ = macft("--prompts", prompts, "--kl")

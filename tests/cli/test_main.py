@@ -31,6 +31,7 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["compare"],
+    ["serve"],
     ["doctor"],
     ["bench"],
     ["plan"],

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import pytest
 from mlx.utils import tree_flatten
 
 from macft.models.adapters import attach, save_adapter, save_tensors
@@ -80,9 +79,9 @@ class Shelf:
         return folder
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    made = Shelf(tmp_path / "home", tmp_path / "runs")
+def make_shelf(folder: Path) -> Shelf:
+    """Put a tiny model on an empty shelf, with room for conversations."""
+    made = Shelf(folder / "home", folder / "runs")
     shutil.copytree(load_case("llama").folder, made.tiny)
     config = json.loads((made.tiny / "config_v4.json").read_text())  # stock mlx-lm reads no other
     (made.tiny / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
