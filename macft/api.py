@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from macft.bench.report import BenchReport
-    from macft.chat.generate import ReplyPart
-    from macft.data.examples import Role
+    from macft.chat.compare import Voices
+    from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
+    from macft.serve import Served
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
@@ -355,27 +356,55 @@ def merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat")
 # Chat
 
 
-class Chat:
-    """A conversation with a model, its adapter on; `reply` streams.
+def open_chat(name: str, *, base: bool = False, model: str | None = None) -> "ChatSession":
+    """Load what a name means, to talk to it.
 
     Args:
-        name: A run, an adapter folder, or a model.
-        base: Leave the run's adapter off.
+        name: A run, a checkpoint of it (`RUN@600`), an adapter folder, or a model.
+        base: Leave the adapter off.
         model: The base of an adapter that does not name one.
+
+    Raises:
+        MacftError: The name means nothing, or what it means cannot be loaded.
     """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.session import open_chat as load
 
-    def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
-        import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
-        from macft.chat.session import open_chat
+    return load(name, home=home(), runs=runs_folder(), base=base, model=model)
 
-        self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
-        self.title, self.note = self._session.title, self._session.note
 
-    def reply(
-        self, messages: "Sequence[tuple[Role, str]]", *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
-    ) -> "Iterator[ReplyPart]":
-        """Stream the answer to (role, content) turns."""
-        return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+def compare(names: Sequence[str], *, base: bool = True, model: str | None = None, template: bool = True) -> "Voices":
+    """Load voices to be asked side by side: one batch where they share their weights.
+
+    Args:
+        names: Runs, checkpoints (`RUN@600`, `RUN@best`), adapter folders, models; at most eight with their Bases.
+        base: Put what tuned voices were before they were tuned in front of them.
+        model: The base of an adapter that does not name one.
+        template: Ask through each model's chat template; without, all continue the text.
+
+    Raises:
+        MacftError: A name means nothing, or what it means cannot be loaded.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+
+    sources = find_sources(names, home=home(), runs=runs_folder(), base=base, model=model)
+    return open_voices(sources, read_machine(), template=template)
+
+
+def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
+    """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
+
+    Raises:
+        MacftError: The name means nothing, what it means cannot be loaded, or the port is taken.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft import serve
+    from macft.chat.sources import find_source
+
+    source = find_source(name, home=home(), runs=runs_folder(), model=model)
+    return serve.open_server(source, port=port, max_tokens=max_tokens)
 
 
 def _start_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> Run:

@@ -30,6 +30,8 @@ COMMANDS = [
     ["pull"],
     ["models"],
     ["chat"],
+    ["compare"],
+    ["serve"],
     ["doctor"],
     ["bench"],
     ["plan"],
