@@ -131,7 +131,8 @@ class ReferencePass:
         finally:
             if missing:
                 _write(path, found)
-        progress(done, len(rows))
+        if missing:
+            progress(done, len(rows))
         if bad := [where for where, row in zip(rows.where, found, strict=True) if not np.isfinite(row).all()]:
             path.unlink(missing_ok=True)
             problems = [Problem(where, "has no finite log-probability under the reference") for where in bad]
