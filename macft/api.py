@@ -181,6 +181,26 @@ def remove_run(name: str) -> Run:
     return run
 
 
+def write_note(name: str, text: str) -> None:
+    """Keep a person's note with a run; an empty text takes it away."""
+    find_run(name, runs_folder()).write_note(text)
+
+
+def discard_run(name: str) -> Path:
+    """Take a run out of the list without deleting it yet, and return where it waits; a live run is refused."""
+    return find_run(name, runs_folder()).discard()
+
+
+def restore_run(discarded: Path, path: Path) -> Run:
+    """Put a discarded run back to where it was."""
+    return Run(discarded).move_to(path)
+
+
+def forget_run(discarded: Path) -> None:
+    """Delete a discarded run for good."""
+    Run(discarded).remove()
+
+
 # Models
 
 

@@ -21,11 +21,11 @@ from macft.cli import planned, prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.diagnostics import guard
-from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
 from macft.cli.watch import train_and_watch, watch
 from macft.errors import Problem, RecipeError
 from macft.events import encode_event
+from macft.format import one_line
 from macft.machine import read_machine, runs_folder
 from macft.run import Run, find_run
 from macft.state import RunState, fold

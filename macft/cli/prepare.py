@@ -15,9 +15,9 @@ from cyclopts.validators import Number
 from macft import api, gallery
 from macft.cli import tables
 from macft.cli.arguments import AsJson, Method, Positive, TrainOn, choose_model, read_data_table
-from macft.cli.format import clean, columns
 from macft.cli.render import narrate, open_view
 from macft.events import PhaseProgress
+from macft.format import clean, columns
 from macft.machine import MIB
 from macft.recipe import PretrainRecipe, SftRecipe, describe_fields
 from macft.state import RunState
