@@ -84,14 +84,13 @@ def _fields(table: type[BaseModel], prefix: str) -> Iterator[Field]:
 
 def to_toml(value: Any) -> str:
     """Write a value as TOML."""
-    return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
 def _choices(info: FieldInfo) -> tuple[str, ...]:
     kind = info.annotation
-    parts = (
-        [part for part in get_args(kind) or (kind,) if part is not NoneType] if get_origin(kind) != Literal else [kind]
-    )
+    branches = (kind,) if get_origin(kind) == Literal else get_args(kind) or (kind,)
+    parts = [part for part in branches if part is not NoneType]
     if kind is bool:
         return ("true", "false")
     if len(parts) != 1 or get_origin(parts[0]) != Literal:

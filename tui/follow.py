@@ -1,7 +1,7 @@
 """Follow all run folders from a thread: read what was appended, fold it, post what changed.
 
-The rule: a run is read from where the last look ended, so a long run costs as much as a short one. The watcher only reads;
-whether a run lives is its lock's to say.
+The rule: a run is read from where the last look ended, so a long run costs as much as a short one. The watcher only
+reads; whether a run lives is its lock's to say.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The loss curve: raw faint, smoothed solid, evaluations as diamonds, the best as a star.
 
-The rule: the x-axis is the whole run, so the curve fills towards the right; what is drawn is decimated to what the cells
-can show.
+The rule: the x-axis is the whole run, so the curve fills towards the right; what is drawn is decimated to what the
+cells can show.
 """
 
 import math

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -34,7 +35,7 @@ def shrink(values: Sequence[float], width: int) -> list[float]:
     if len(values) <= width:
         return list(values)
     edges = [round(place * len(values) / width) for place in range(width + 1)]
-    parts = [[value for value in values[a:b] if math.isfinite(value)] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [[value for value in values[a:b] if math.isfinite(value)] for a, b in pairwise(edges)]
     return [sum(part) / len(part) if part else math.nan for part in parts]
 
 
