@@ -218,6 +218,24 @@ def pull(name: str, *, config_only: bool = False, progress: Callable[[str, int, 
     return fetch(name, home(), progress=progress, config_only=config_only)
 
 
+def start_pull(name: str) -> "subprocess.Popen[str]":
+    """Fetch a model in a process of its own, for a program that is offline itself.
+
+    Its stdout has event lines while it goes on, and at the end an object with the `path`; its stderr says what is
+    wrong. Killing it loses nothing: the next pull goes on where it was.
+    """
+    environ = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "pull", "--json", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+        start_new_session=True,
+    )
+
+
 # Data
 
 

@@ -74,6 +74,13 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("bottom", "G", "bottom", "Bottom", "Go to the last run.", in_footer=False),
         Action("quit", "q", "app.quit", "Quit", "Close the studio; runs go on.", in_footer=False),
     ),
+    "models": (
+        Action("use", "enter", "use", "Use", "Put the model into the recipe on Train."),
+        Action("pull", "p", "pull", "Fetch", "Fetch a model; nothing else in the studio goes online."),
+        Action("end_pull", "k", "end_pull", "End fetching", "End it; what was fetched stays.", in_footer=False),
+        Action("refresh", "r", "refresh", "Look again", "Look at the folders again.", in_footer=False),
+        Action("filter", "slash", "filter", "Filter", "Show only models whose name holds some letters."),
+    ),
     "train": (
         Action("start", "ctrl+r", "start", "Start", "Start the run; it goes on when the studio is closed."),
         Action("fit", "f", "fit", "Make it fit", "Apply the cheapest change that makes the plan fit."),

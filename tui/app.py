@@ -15,6 +15,7 @@ from textual.worker import get_current_worker
 
 from macft.machine import runs_folder
 from tui.actions import EVERYWHERE, bindings, read_keys
+from tui.draft import Draft
 from tui.follow import RunsWatcher
 from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
@@ -22,6 +23,7 @@ from tui.screens.frame import StudioScreen
 from tui.screens.help import HelpScreen
 from tui.screens.home import HomeScreen
 from tui.screens.live import LiveScreen
+from tui.screens.models import ModelsScreen
 from tui.screens.train import TrainScreen
 from tui.theme import DARK, LIGHT, NAMES
 
@@ -35,14 +37,14 @@ class Studio(App[None]):
 
     TITLE = "macft"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, type[StudioScreen]]] = {"home": HomeScreen, "train": TrainScreen, "live": LiveScreen}  # type: ignore[assignment]
+    MODES: ClassVar[dict[str, Any]] = {kind.NAME: kind for kind in (HomeScreen, ModelsScreen, TrainScreen, LiveScreen)}
     DEFAULT_MODE = "home"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings(EVERYWHERE)]
     COMMANDS: ClassVar[set[Any]] = {StudioCommands}
     COMMAND_PALETTE_BINDING = "ctrl+p"
     ENABLE_COMMAND_PALETTE = True
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-short"), (30, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 — declared by App
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
 
     def __init__(self, runs: Path | None = None) -> None:
         super().__init__()
@@ -94,6 +96,18 @@ class Studio(App[None]):
         """Show a run on Live."""
         self.open_path = path
         self.action_go("live")
+
+    def change_recipe(self, key: str, value: str) -> None:
+        """Set a key of the recipe on Train, and go there."""
+        self.action_go("train")
+        if isinstance(self.screen, TrainScreen):
+            self.screen.change(key, value)
+
+    def open_recipe(self, source: str) -> None:
+        """Show a recipe, or a run's, on Train."""
+        self.action_go("train")
+        if isinstance(self.screen, TrainScreen):
+            self.screen.open_draft(Draft(source))
 
     def action_go(self, name: str) -> None:
         """Go to a screen."""

@@ -139,6 +139,11 @@ class HomeScreen(StudioScreen):
         if row := self.current:
             self.attempt(api.stop, str(row.path), done=f"{row.name} finishes its step and saves")
 
+    def action_again(self) -> None:
+        """Open the run's recipe on Train."""
+        if row := self.current:
+            self.studio.open_recipe(str(row.path / "recipe.toml"))
+
     def action_note(self) -> None:
         """Write a note on the run."""
         if row := self.current:
