@@ -4,6 +4,8 @@ The rule: the app owns what outlives a screen (the watcher of the runs, which ru
 else is a screen's.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +35,7 @@ class Studio(App[None]):
 
     Args:
         runs: Where the runs are; left out, macft's own folder.
+        now: The clock that ages are told from.
     """
 
     TITLE = "macft"
@@ -46,8 +49,9 @@ class Studio(App[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 — declared by App
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
 
-    def __init__(self, runs: Path | None = None) -> None:
+    def __init__(self, runs: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
         super().__init__()
+        self.now = now
         self.runs_folder = runs or runs_folder()
         self.rows: tuple[RunRow, ...] = ()
         self.open_path: Path | None = None
@@ -96,6 +100,11 @@ class Studio(App[None]):
         """Show a run on Live."""
         self.open_path = path
         self.action_go("live")
+
+    def compare_run(self, path: Path) -> None:
+        """Ask Base and a run's result the same things."""
+        self.open_path = path
+        self.action_go("compare")
 
     def change_recipe(self, key: str, value: str) -> None:
         """Set a key of the recipe on Train, and go there."""

@@ -15,6 +15,7 @@ from macft.format import MISSING, count, duration, number, one_line
 from tui.actions import bindings
 from tui.messages import RunRow
 from tui.screens.ask import AskScreen
+from tui.screens.difference import DifferenceScreen
 from tui.screens.frame import StudioScreen
 from tui.theme import GLYPHS, STYLES
 from tui.widgets.run_detail import RunDetail
@@ -109,7 +110,7 @@ class HomeScreen(StudioScreen):
             f"{state.step:,}/{state.total_steps:,}" if state.total_steps else MISSING,
             f"{number(state.best.metrics.get('eval_loss'))} @{state.best.step}" if state.best else MISSING,
             f"{count(row.size_bytes)}B" if row.size_bytes else MISSING,
-            "now" if row.is_live else _age(row),
+            "now" if row.is_live else _age(row, self.studio.now()),
             one_line(row.note, 30),
         ]
         return [Text(text, style=STYLES.get(row.status, "") if place == 0 else "") for place, text in enumerate(texts)]
@@ -160,6 +161,20 @@ class HomeScreen(StudioScreen):
             marked = [path for path in self.marked if path != row.path]
             self.marked = marked if row.path in self.marked else [*marked, row.path][-2:]
             self.show_runs(self.studio.rows)
+
+    def action_overlay(self) -> None:
+        """Show the two marked runs over each other; with one mark, that one and the run under the cursor."""
+        paths = [*self.marked, *([self.current.path] if self.current else [])]
+        rows = [row for path in dict.fromkeys(paths) if (row := self.studio.row_of(path))][:2]
+        if len(rows) == 2:
+            self.app.push_screen(DifferenceScreen((rows[0], rows[1])))
+        else:
+            self.notify("Mark a run with space, and go to another.")
+
+    def action_compare(self) -> None:
+        """Ask Base and the run's result the same things."""
+        if row := self.current:
+            self.studio.compare_run(row.path)
 
     def action_remove(self) -> None:
         """Take the run away, for good after a while."""
@@ -221,7 +236,9 @@ class HomeScreen(StudioScreen):
         self.table.move_cursor(row=max(0, self.table.row_count - 1))
 
 
-def _age(row: RunRow) -> str:
-    import time
-
-    return duration(time.time() - row.state.updated) if row.state.updated else MISSING
+def _age(row: RunRow, now: float) -> str:
+    """Return how long ago something happened, in the largest unit."""
+    if not row.state.updated:
+        return MISSING
+    words = duration(now - row.state.updated).split()
+    return " ".join(words[:2])
