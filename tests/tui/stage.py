@@ -49,12 +49,16 @@ def screen_text(pilot: "Pilot[None]") -> str:
     return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips) + "\n"
 
 
-def check_snapshot(pilot: "Pilot[None]", name: str) -> None:
-    """Hold the screen against the text kept under a name; MACFT_UPDATE_SNAPSHOTS=1 writes it anew."""
-    shown, path = screen_text(pilot), SNAPSHOTS / f"{name}-{pilot.app.size.width}x{pilot.app.size.height}.txt"
+async def check_snapshot(pilot: "Pilot[None]", name: str) -> None:
+    """Wait for the screen to be as the text kept under a name; MACFT_UPDATE_SNAPSHOTS=1 writes that anew."""
+    path = SNAPSHOTS / f"{name}-{pilot.app.size.width}x{pilot.app.size.height}.txt"
     if os.environ.get(UPDATE):
-        path.write_text(shown, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == shown, f"{path.name} differs; {UPDATE}=1 writes it anew"
+        await pilot.pause(2.0)
+        path.write_text(screen_text(pilot), encoding="utf-8")
+    wanted, deadline = path.read_text(encoding="utf-8"), time.monotonic() + LOOK_SECONDS
+    while screen_text(pilot) != wanted and time.monotonic() < deadline:
+        await pilot.pause(0.05)
+    assert screen_text(pilot) == wanted, f"{path.name} differs; {UPDATE}=1 writes it anew"
 
 
 def preferences() -> list[Event]:

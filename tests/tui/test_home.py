@@ -13,7 +13,7 @@ from tui.screens.live import LiveScreen
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_an_empty_home_says_how_to_begin(tmp_path: Path, size: tuple[int, int]) -> None:
     async def act(pilot: "Pilot[None]") -> None:
-        check_snapshot(pilot, "home-empty")
+        await check_snapshot(pilot, "home-empty")
 
     perform(tmp_path, act, size)
 
@@ -21,7 +21,7 @@ def test_an_empty_home_says_how_to_begin(tmp_path: Path, size: tuple[int, int]) 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_runs_are_listed_with_what_became_of_them(tmp_path: Path, size: tuple[int, int]) -> None:
     async def act(pilot: "Pilot[None]") -> None:
-        check_snapshot(pilot, "home-runs")
+        await check_snapshot(pilot, "home-runs")
 
     perform(stage_runs(tmp_path), act, size)
 
@@ -94,7 +94,7 @@ def test_two_runs_are_laid_over_each_other(tmp_path: Path) -> None:
         await until(pilot, lambda: "What differs" in screen_text(pilot))
         await pilot.pause(0.2)
         assert "lora.rank" in screen_text(pilot)
-        check_snapshot(pilot, "home-difference")
+        await check_snapshot(pilot, "home-difference")
 
     perform(runs, act)
 

@@ -26,7 +26,7 @@ def open_run(name: str):  # type: ignore[no-untyped-def]
 def test_a_run_as_it_ended(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     async def act(pilot: "Pilot[None]") -> None:
         await open_run(name)(pilot)
-        check_snapshot(pilot, f"live-{name}")
+        await check_snapshot(pilot, f"live-{name}")
 
     perform(stage_runs(tmp_path), act, size)
 
@@ -40,14 +40,14 @@ def test_a_run_is_followed_and_asked(tmp_path: Path) -> None:
         assert "RUNNING" in screen_text(pilot)
         for event in events[12:20]:
             run.append(event)
-        await until(pilot, lambda: "step 14/20" in screen_text(pilot))
+        await until(pilot, lambda: "step 11/20" in screen_text(pilot))
         await pilot.press("p", "m")
         assert run.read_requests(0)[0] == ["pause", "sample"]
         await pilot.press("space")
         for event in events[20:]:
             run.append(event)
         await pilot.pause(0.8)
-        assert "step 14/20" in screen_text(pilot)
+        assert "step 11/20" in screen_text(pilot)
         await pilot.press("space")
         await until(pilot, lambda: "step 20/20" in screen_text(pilot))
         await pilot.press("2")

@@ -53,15 +53,9 @@ class DifferenceScreen(ModalScreen[None]):
 def describe(rows: tuple[RunRow, RunRow]) -> Content:
     """Return the keys that differ, and the results, a column a run."""
     lines = [("", *(one_line(row.name, 30) for row in rows))]
-    lines += [(key, clean(before), clean(after)) for key, before, after in differences(*map(_recipe, rows))]
-    for label, values in (
-        ("train loss", [number(row.state.loss) for row in rows]),
-        (
-            "best valid loss",
-            [number(row.state.best.metrics.get("eval_loss")) if row.state.best else MISSING for row in rows],
-        ),
-    ):
-        lines.append((label, values[0], values[1]))
+    lines += [(key, clean(old), clean(new)) for key, old, new in differences(_recipe(rows[0]), _recipe(rows[1]))]
+    lines.append(("train loss", *(number(row.state.loss) for row in rows)))
+    lines.append(("best valid loss", *(_best(row) for row in rows)))
     width = max(len(key) for key, *_ in lines) + 2
     text = "\n".join(f"{key:<{width}}{one_line(before, 34):<36}{one_line(after, 34)}" for key, before, after in lines)
     return Content(text)
@@ -75,8 +69,16 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
         if isinstance(old, dict) or isinstance(new, dict):
             found += differences(old or {}, new or {}, f"{prefix}{key}.")
         elif old != new:
-            found.append((prefix + key, *(MISSING if value is None else to_toml(value) for value in (old, new))))
+            found.append((prefix + key, _shown(old), _shown(new)))
     return found
+
+
+def _shown(value: Any) -> str:
+    return MISSING if value is None else to_toml(value)
+
+
+def _best(row: RunRow) -> str:
+    return number(row.state.best.metrics.get("eval_loss")) if row.state.best else MISSING
 
 
 def _recipe(row: RunRow) -> dict[str, Any]:

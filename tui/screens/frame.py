@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.containers import Vertical
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -33,8 +34,9 @@ class StudioScreen(Screen[None]):
         """Put the body between the tabs and the keys."""
         yield TabBar(self.NAME)
         yield from self.compose_body()
-        yield StatusLine(id="status", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        with Vertical(id="foot"):
+            yield StatusLine(id="status", markup=False)
+            yield Footer(compact=True, show_command_palette=False)
 
     def compose_body(self) -> ComposeResult:
         """Yield the screen's own widgets."""

@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.widgets import RichLog, Static
 
 from macft import api
-from macft.format import clean, duration, one_line
+from macft.format import duration, one_line
 from macft.state import RunState
 from tui.actions import bindings
 from tui.messages import RunRow
@@ -164,9 +164,8 @@ def describe_head(row: RunRow, *, frozen: bool) -> Content:
     if frozen:
         parts.append(("  held", "$warning"))
     if state.ended and state.ended.reason:
-        parts.append(Content(f"\n {clean(' '.join(filter(None, (state.ended.reason, state.ended.fix))))}"))
+        parts.append(Content(f"\n {one_line(' '.join(filter(None, (state.ended.reason, state.ended.fix))), 300)}"))
     elif row.status == "crashed":
-        parts.append(
-            Content(f"\n Its process died; r goes on from step {state.checkpoint_step:,} (log: {row.run.log})")
-        )
+        said = f"Its process died; r goes on from step {state.checkpoint_step:,}. {row.run.log.name} may say why"
+        parts.append(Content(f"\n {said}"))
     return Content.assemble(*parts)
