@@ -36,14 +36,14 @@ class Action(NamedTuple):
     in_footer: bool = True
 
 
-SCREENS = ("home", "models", "data", "train", "live", "compare", "adapters")
-"""Modes of the app, in the order of their digits."""
+SCREENS = {"home": 1, "models": 2, "train": 4, "live": 5}
+"""Modes of the app, with their digits; 3, 6 and 7 are kept for data, compare and adapters."""
 
 ACTIONS: dict[str, tuple[Action, ...]] = {
     EVERYWHERE: (
         *(
             Action(name, str(digit), f"app.go('{name}')", name.title(), f"Go to {name.title()}.", in_footer=False)
-            for digit, name in enumerate(SCREENS, start=1)
+            for name, digit in SCREENS.items()
         ),
         Action("help", "question_mark,f1", "app.show_help", "Help", "Show all keys of this screen."),
         Action("theme", "ctrl+y", "app.next_theme", "Theme", "Change to the next theme.", in_footer=False),
@@ -53,7 +53,6 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("resume", "r", "resume", "Resume", "Go on with a stopped or crashed run from its last checkpoint."),
         Action("stop", "s", "stop", "Stop", "Let the run finish its step, save and end."),
         Action("again", "a", "again", "Again", "Open the run's recipe on Train, to start another with changes."),
-        Action("compare", "c", "compare", "Compare", "Ask Base and the run's result the same things."),
         Action("mark", "space", "mark", "Mark", "Mark two runs, to compare what they did.", in_footer=False),
         Action(
             "overlay",
@@ -94,7 +93,6 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("stop", "s", "stop", "Stop & save", "Let the run finish its step, save and end."),
         Action("sample", "m", "sample", "Sample now", "Answer the sample prompts after this step."),
         Action("resume", "r", "resume", "Resume", "Go on with a stopped or crashed run from its last checkpoint."),
-        Action("compare", "c", "compare", "Compare", "Ask Base and this run's result the same things."),
         Action(
             "axis", "l", "log_axis", "Log y", "Draw the loss on a logarithmic axis, or a linear one.", in_footer=False
         ),

@@ -1,4 +1,4 @@
-"""The studio: seven screens over run folders.
+"""The studio: screens over run folders.
 
 The rule: the app owns what outlives a screen (the watcher of the runs, which run is open, themes, keys); everything
 else is a screen's.
@@ -101,11 +101,6 @@ class Studio(App[None]):
         self.open_path = path
         self.action_go("live")
 
-    def compare_run(self, path: Path) -> None:
-        """Ask Base and a run's result the same things."""
-        self.open_path = path
-        self.action_go("compare")
-
     def change_recipe(self, key: str, value: str) -> None:
         """Set a key of the recipe on Train, and go there."""
         self.action_go("train")
@@ -122,10 +117,7 @@ class Studio(App[None]):
         """Go to a screen."""
         if isinstance(self.screen, HelpScreen | CommandPalette):
             self.pop_screen()
-        if name in self.MODES:
-            self.switch_mode(name)
-        else:
-            self.notify(f"{name.title()} is not built yet.", severity="warning")
+        self.switch_mode(name)
 
     def action_show_help(self) -> None:
         """Show all keys of the screen that is up."""

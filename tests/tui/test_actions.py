@@ -32,7 +32,7 @@ def test_no_key_is_one_that_macos_or_tmux_takes(scope: str) -> None:
 
 def test_digits_are_the_screens() -> None:
     digits = {action.key: action.name for action in ACTIONS[EVERYWHERE] if action.key.isdigit()}
-    assert digits == {str(place): name for place, name in enumerate(SCREENS, start=1)}
+    assert digits == {str(digit): name for name, digit in SCREENS.items()}
 
 
 def test_a_person_may_have_other_keys(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StudioScreen(Screen[None]):
-    """One of the seven screens.
+    """One of the screens.
 
     Attributes:
         NAME: Its mode, and the scope of its actions.

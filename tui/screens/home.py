@@ -24,9 +24,9 @@ COLUMNS = ("state", "name", "model", "method", "step", "best", "size", "age", "n
 UNDO_SECONDS = 30.0
 EMPTY = """Nothing yet. Three ways to begin:
 
-  2   choose a model, or fetch one
-  3   open a file of your own rows
-  4   the quickstart: a small model learns to read addresses, in minutes
+  2   choose a model, or fetch one: smollm2-135m (93 MB) is small enough for any Mac
+  4   the quickstart: that model learns to read addresses, in minutes
+  4   another recipe, and your own rows as its data.train
 
 Whatever trains shows up here, and goes on when the studio is closed."""
 
@@ -170,11 +170,6 @@ class HomeScreen(StudioScreen):
             self.app.push_screen(DifferenceScreen((rows[0], rows[1])))
         else:
             self.notify("Mark a run with space, and go to another.")
-
-    def action_compare(self) -> None:
-        """Ask Base and the run's result the same things."""
-        if row := self.current:
-            self.studio.compare_run(row.path)
 
     def action_remove(self) -> None:
         """Take the run away, for good after a while."""

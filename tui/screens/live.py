@@ -113,11 +113,6 @@ class LiveScreen(StudioScreen):
         if row := self.row:
             self.attempt(api.resume, str(row.path), done=f"{row.name} goes on")
 
-    def action_compare(self) -> None:
-        """Ask Base and this run's result the same things."""
-        if row := self.row:
-            self.studio.compare_run(row.path)
-
     def action_log_axis(self) -> None:
         """Change the axis."""
         chart = self.query_one(LossChart)

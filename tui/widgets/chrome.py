@@ -10,7 +10,7 @@ from tui.theme import GLYPHS
 
 
 class TabBar(Static):
-    """The seven screens in one line, the current one bold and underlined.
+    """The screens in one line, the current one bold and underlined.
 
     Args:
         current: Name of the screen it stands on.
@@ -18,7 +18,7 @@ class TabBar(Static):
 
     def __init__(self, current: str) -> None:
         parts: list[tuple[str, str]] = [(" macft  ", "bold $primary")]
-        for digit, name in enumerate(SCREENS, start=1):
+        for name, digit in SCREENS.items():
             style = "bold underline" if name == current else "$foreground 70%"
             parts += [(f"{digit} {name.title()}", style), ("  ", "")]
         super().__init__(Content.assemble(*parts), id="tabs")

@@ -70,6 +70,6 @@ def next_step(row: RunRow) -> str:
         case "unreadable":
             return clean(row.error)
         case "done":
-            return "c compares Base with it"
+            return f"macft chat {one_line(row.name)} talks to it; macft compare shows Base beside it"
         case _:
             return "enter follows it"
