@@ -189,6 +189,26 @@ def remove_run(name: str) -> Run:
     return run
 
 
+def write_note(name: str, text: str) -> None:
+    """Keep a person's note with a run; an empty text takes it away."""
+    find_run(name, runs_folder()).write_note(text)
+
+
+def discard_run(name: str) -> Path:
+    """Take a run out of the list without deleting it yet, and return where it waits; a live run is refused."""
+    return find_run(name, runs_folder()).discard()
+
+
+def restore_run(discarded: Path, path: Path) -> Run:
+    """Put a discarded run back to where it was."""
+    return Run(discarded).move_to(path)
+
+
+def forget_run(discarded: Path) -> None:
+    """Delete a discarded run for good."""
+    Run(discarded).remove()
+
+
 # Models
 
 
@@ -204,6 +224,24 @@ def pull(name: str, *, config_only: bool = False, progress: Callable[[str, int, 
     from macft.models.fetch import pull as fetch
 
     return fetch(name, home(), progress=progress, config_only=config_only)
+
+
+def start_pull(name: str) -> "subprocess.Popen[str]":
+    """Fetch a model in a process of its own, for a program that is offline itself.
+
+    Its stdout has event lines while it goes on, and at the end an object with the `path`; its stderr says what is
+    wrong. Killing it loses nothing: the next pull goes on where it was.
+    """
+    environ = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "pull", "--json", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+        start_new_session=True,
+    )
 
 
 # Data

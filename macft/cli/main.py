@@ -22,19 +22,19 @@ from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
-from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
 from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
 from macft.errors import Problem, RecipeError
 from macft.events import encode_event
+from macft.format import one_line
 from macft.machine import read_machine, runs_folder
 from macft.run import Run, find_run
 from macft.state import RunState, fold
 
 HELP = """Fine-tune language models on this Mac: private, offline, exact.
 
-Three commands to begin with:
+`macft` alone opens the studio. Three commands to begin with:
 $ macft pull smollm2-135m     fetch a small model; nothing else goes online
 $ macft train quickstart      train it, and see Base beside tuned
 $ macft chat latest           talk to the result"""
