@@ -14,7 +14,13 @@ Object = dict[str, Any]
 
 PHRASES = [
     *("hello there", "What is the weather in Paris today?", "the quick brown fox jumps over the lazy dog"),
-    *("你好，今天天气怎么样？", "人工智能是工程和科学的分支。", "العربية and ไทย", "naïve café — déjà vu", "a\u0301 is not á"),
+    *(
+        "你好，今天天气怎么样？",
+        "人工智能是工程和科学的分支。",
+        "العربية and ไทย",
+        "naïve café — déjà vu",
+        "a\u0301 is not á",
+    ),
     *("👩‍👩‍👧 family, 🇫🇷 flag, 👍🏽 thumb", "\U00010348 gothic", "zero\u200bwidth", "non\u00a0breaking", "ß ẞ ﬁ ﬀ"),
     *('{"name": "x", "zip": "12345"}', "f(x) = x**2  # square", "<b>bold</b> &amp; <br/>", "1234567890", "3.14159e-10"),
     *("line one\nline two\n\nline four", "    indented\n\tand a tab", "- item\n- item", "U.S.A. e.g. Dr. O'Neill's"),
