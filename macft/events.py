@@ -178,6 +178,37 @@ class Scored(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlanned(Event):
+    """Fusing or exporting is about to write: how much, from what, and how much room there is."""
+
+    type: ClassVar[str] = "job_planned"
+    to: str
+    """mlx, peft, gguf-adapter, gguf, ollama or lmstudio."""
+    source: str
+    """What the numbers come from, for people."""
+    dtype: str
+    bits: int | None = None
+    size_bytes: int
+    """What will be written, files that are only needed meanwhile included."""
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultWritten(Event):
+    """A fused or exported model is on the disk."""
+
+    type: ClassVar[str] = "result"
+    to: str
+    path: str
+    size_bytes: int
+    metrics: Metrics = field(default_factory=dict)
+    """kept (share of what training changed), kl (tuned ‖ result, nats a token), kl_base (tuned ‖ base), agreement
+    (share of equal greedy tokens), tokens (compared); empty when nothing was compared."""
+    notes: list[str] = field(default_factory=list)
+    """What the receiving tool will and won't do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
     """The last event of a life: done, stopped by the user, or failed with a reason."""
 

@@ -47,6 +47,9 @@ class BaseRecipe(Table):
     start_from: str | None = None
     """An adapter folder, or a run, whose adapter is continued."""
 
+    stack: bool = False
+    """Freeze the adapter of `start_from` and train a second one over it. The result is one adapter with both."""
+
     steps: int | None = Field(default=None, ge=1)
     """Optimizer updates to make. Wins over `epochs`."""
 
@@ -68,8 +71,13 @@ class BaseRecipe(Table):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the base and its activations. auto: float32 on a CPU, the model's own on Metal."""
 
-    recompute: Literal["auto", "none", "layer"] = "auto"
-    """layer: compute layers again in the backward pass, for less memory and more time; auto: where memory is short."""
+    adapter_dtype: Literal["auto", "float32", "model"] = "auto"
+    """Precision of LoRA's products: float32 is exact, model takes the base's own and needs less memory; auto: model.
+    The adapter, its moments and what is saved are float32 either way, and DoRA always computes in it."""
+
+    recompute: Literal["auto", "none", "pointwise", "mlp", "layer"] = "auto"
+    """What the backward pass computes again, for less memory and more time: norms and activation functions
+    (pointwise), the MLP too (mlp), whole layers (layer); auto: as much as memory makes necessary."""
 
     compile: bool = False
     """Compile the update with `mx.compile`. Every new batch shape is compiled anew: it pays where rows are alike."""
@@ -86,7 +94,9 @@ class BaseRecipe(Table):
 
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
-        return []
+        if not self.stack or (self.start_from is not None and self.adapter == "lora"):
+            return []
+        return [Problem("stack", 'needs start_from, the adapter to train over, and adapter = "lora"')]
 
 
 def _refuse_metric(recipe: BaseRecipe, start: str, why: str) -> list[Problem]:
@@ -102,7 +112,7 @@ class SupervisedRecipe(BaseRecipe):
 
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
-        return _refuse_metric(self, "eval_rewards/", "is of preference methods")
+        return super().list_conflicts() + _refuse_metric(self, "eval_rewards/", "is of preference methods")
 
 
 class SftRecipe(SupervisedRecipe):
@@ -131,9 +141,9 @@ class PreferenceRecipe(BaseRecipe):
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
         if self.lora.dropout == 0.0:
-            return []
+            return super().list_conflicts()
         message = "must be 0 here: noise would keep the model from equalling its reference"
-        return [Problem("lora.dropout", f"{message} (got {self.lora.dropout})")]
+        return [*super().list_conflicts(), Problem("lora.dropout", f"{message} (got {self.lora.dropout})")]
 
 
 class DpoRecipe(PreferenceRecipe):
@@ -181,6 +191,9 @@ class OrpoRecipe(PreferenceRecipe):
 
     beta: float = Field(default=0.1, gt=0.0)
     """Weight of the odds ratio beside the cross-entropy on the chosen answers."""
+
+    nll_on_prompt: bool = True
+    """Take the cross-entropy over the prompt too, as TRL and the authors' code do; the paper means the answer alone."""
 
 
 class SimpoRecipe(PreferenceRecipe):

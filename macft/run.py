@@ -22,6 +22,8 @@ from macft.events import Event, decode_event, encode_event
 from macft.state import RunState, fold
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+JOB = "job.json"
+"""Makes a run folder one of fusing or exporting, and says what it does."""
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 20, 0.025
 
 
@@ -74,6 +76,11 @@ class Run:
         """Where the result is: the adapter, or the model after full fine-tuning."""
         model = self.path / "model"
         return model if model.is_dir() else self.path / "adapter"
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it fuses or exports, and trains nothing."""
+        return (self.path / JOB).is_file()
 
     @property
     def checkpoints(self) -> Path:
@@ -194,7 +201,7 @@ def make_run_path(runs: Path, *, method: str, model: str) -> Path:
 
 
 def find_run(name: str, runs: Path) -> Run:
-    """Return the run with this name, path or unambiguous part of a name; `latest` is the one that was started last.
+    """Return the run with this name, path or unambiguous part of a name; `latest` is the training started last.
 
     Raises:
         RunError: No run matches, or several do.
@@ -203,7 +210,8 @@ def find_run(name: str, runs: Path) -> Run:
         return Run.open(Path(name).expanduser().resolve())
     known = list_runs(runs)
     exact = [run for run in known if run.name == name]
-    matches = exact or (known[:1] if name == "latest" else [run for run in known if name in run.name])
+    trained = [run for run in known if not run.is_job] if name == "latest" else []
+    matches = exact or (trained[:1] if name == "latest" else [run for run in known if name in run.name])
     if not matches:
         raise RunError(f"no run is called {name!r} in {runs}", fix="`macft runs` lists the runs.")
     if len(matches) > 1:
@@ -240,6 +248,15 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_lines(path: Path, offset: int) -> tuple[list[str], int]:

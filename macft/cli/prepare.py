@@ -19,7 +19,7 @@ from macft.cli.format import clean, columns
 from macft.cli.render import narrate, open_view
 from macft.events import PhaseProgress
 from macft.machine import MIB
-from macft.recipe import PretrainRecipe, SftRecipe, describe_fields
+from macft.recipe import METHODS, describe_fields
 from macft.state import RunState
 
 data = App(name="data", help="Check rows, or show one as the model sees it.", help_epilogue="")
@@ -140,7 +140,7 @@ def list_keys(*, method: Method = "sft", json: AsJson = False) -> None:
         method: Whose keys.
         json: Print JSON.
     """
-    keys = describe_fields({"sft": SftRecipe, "pretrain": PretrainRecipe}[method])
+    keys = describe_fields(METHODS[method])
     if json:
         fields = ("key", "default", "doc")
         tables.print_json({"keys": [dict(zip(fields, key, strict=True)) for key in keys]})

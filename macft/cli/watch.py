@@ -88,6 +88,31 @@ def train_and_watch(start: Callable[[], Run], view: View, *, resumed: Run | None
         view.close()
 
 
+def do_and_watch(start: Callable[[], Run], view: View, keep: Callable[[Event], None]) -> tuple[Run, RunState]:
+    """Start a job and follow it to its end; INT and TERM are passed on to it.
+
+    Args:
+        start: Starts the job's process.
+        view: Closed when this returns.
+        keep: Given every event.
+
+    Raises:
+        MacftError: It failed or crashed.
+    """
+
+    def kept(events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            keep(event)
+            yield event
+
+    try:
+        with Signals() as signals:
+            signals.run = run = start()
+            return run, _checked(render(kept(signals.watch(api.follow(run))), view))
+    finally:
+        view.close()
+
+
 def watch(run: Run, view: View) -> RunState:
     """Show a run from its start and follow it to its end; leaving lets it go on.
 

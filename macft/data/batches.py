@@ -112,7 +112,8 @@ class ResponseBatch(NamedTuple):
 
     Attributes:
         layout: Its segments are the responses, prompt by prompt, 0 … P · K − 1.
-        share: What each target counts in its response's log-probability [R]; below 1 only with LD-DPO, 0 for fillers.
+        share: What each target counts in its response's log-probability [R]; below 1 only with LD-DPO, 0 for fillers
+            and for tokens of the prompt.
         lengths: Tokens of each response, float32 [P · K].
         reference: Log-probability of each response under the reference, nats [P · K]; 0 without one.
     """
@@ -220,7 +221,9 @@ def make_batch(rows: Masked, indices: Ints) -> Batch:
     )
 
 
-def make_response_batch(rows: Responses, indices: Ints, *, reference: Floats, ld_alpha: float | None) -> ResponseBatch:
+def make_response_batch(
+    rows: Responses, indices: Ints, *, reference: Floats, ld_alpha: float | None, with_prompts: bool = False
+) -> ResponseBatch:
     """Lay prompts with their responses out as one micro-batch: each prompt once, then all responses.
 
     Args:
@@ -228,6 +231,8 @@ def make_response_batch(rows: Responses, indices: Ints, *, reference: Floats, ld
         indices: Which rows.
         reference: Log-probabilities of all rows' responses under the reference [N, K].
         ld_alpha: Weight of the tokens beyond the length of a row's shortest response; None for 1.
+        with_prompts: Supervise the prompts too, as part of the first response's segment, but with no share in its
+            log-probability: what ORPO's cross-entropy is taken over.
 
     Source: Liu et al. 2024, arXiv:2409.06411, eq. 9, for `ld_alpha`.
     """
@@ -250,6 +255,8 @@ def make_response_batch(rows: Responses, indices: Ints, *, reference: Floats, ld
     place_in_response = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     targets = shared + np.arange(sizes.sum())
     last_of_prompt = np.repeat(prompt_starts[:, 0] + before[:, 0] - 1, sizes)
+    preceded = np.setdiff1d(np.arange(shared), prompt_starts) if with_prompts else np.arange(0)
+    row_of_token = np.repeat(np.arange(len(picked)), prompt_sizes)
     layout = _batch(
         tokens=np.concatenate([*(parts[0] for parts in picked), *responses]),
         gather=np.where(real, gather, 0),
@@ -257,9 +264,9 @@ def make_response_batch(rows: Responses, indices: Ints, *, reference: Floats, ld
         copies=np.array(prompt_places[1:]).reshape(kinds - 1, -1) if kinds > 1 else np.zeros((0, 0)),
         back=np.concatenate([prompt_places[0], places[real & ~of_prompt]]),
         lengths=lengths,
-        targets=targets,
-        before=np.where(place_in_response == 0, last_of_prompt, targets - 1),
-        segment=np.repeat(np.arange(len(sizes)), sizes),
+        targets=np.concatenate([targets, preceded]),
+        before=np.concatenate([np.where(place_in_response == 0, last_of_prompt, targets - 1), preceded - 1]),
+        segment=np.concatenate([np.repeat(np.arange(len(sizes)), sizes), row_of_token[preceded] * kinds]),
     )
     shortest = np.repeat(sizes.reshape(-1, kinds).min(axis=1), kinds)
     share = np.where(place_in_response < np.repeat(shortest, sizes), 1.0, 1.0 if ld_alpha is None else ld_alpha)

@@ -69,6 +69,7 @@ def data_facts(data: Prepared) -> DataFacts:
         longest=int(data.train.longest.max(initial=1)),
         p99=max(1, data.report.length_p99),
         valid_tokens=int(valid.sum()),
+        widest=int(lengths.max(initial=1)),
     )
 
 

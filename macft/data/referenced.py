@@ -54,15 +54,24 @@ class ReferencedRows(_Counts):
         rows: Prompts with K responses each.
         reference: Of each response, nats [N, K]; zeros for a method without a reference.
         ld_alpha: Weight of the tokens beyond the length of a row's shortest response; None for 1.
+        with_prompts: Supervise the prompts too.
     """
 
-    def __init__(self, rows: Responses, reference: Floats, *, ld_alpha: float | None = None) -> None:
-        self.rows, self.reference, self.ld_alpha = rows, reference, ld_alpha
+    def __init__(
+        self, rows: Responses, reference: Floats, *, ld_alpha: float | None = None, with_prompts: bool = False
+    ) -> None:
+        self.rows, self.reference, self.ld_alpha, self.with_prompts = rows, reference, ld_alpha, with_prompts
         self._counted = rows
 
     def batch(self, indices: Ints) -> ResponseBatch:
         """Lay some rows out as one micro-batch."""
-        return make_response_batch(self.rows, indices, reference=self.reference, ld_alpha=self.ld_alpha)
+        return make_response_batch(
+            self.rows,
+            indices,
+            reference=self.reference,
+            ld_alpha=self.ld_alpha,
+            with_prompts=self.with_prompts,
+        )
 
 
 class LabeledRows(_Counts):
@@ -87,10 +96,15 @@ class LabeledRows(_Counts):
 class Mismatched:
     """Labeled rows with the responses moved on: each prompt with the response to the nearest earlier other prompt.
 
-    The first rows take theirs from the end. A response is cut where the row would become longer than any of the rows.
+    The first rows take theirs from the end.
+
+    Attributes:
+        rows: Labeled rows.
+        limit: Most tokens of a row; what is longer loses its end, as in TRL.
     """
 
     rows: Responses
+    limit: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,12 +127,12 @@ class Mismatched:
     @property
     def fingerprint(self) -> str:
         """A hash of the tokens."""
-        return f"{self.rows.fingerprint} mismatched"
+        return f"{self.rows.fingerprint} mismatched {self.limit}"
 
     def parts(self, index: int) -> list[Ints]:
         """Return the ids of a row's prompt and of another one's response."""
         prompt, response = self.rows.parts(index)[0], self.rows.parts(int(self._others[index]))[1]
-        return [prompt, response[: int(self.rows.longest.max()) - len(prompt)]]
+        return [prompt, response[: max(1, self.limit - len(prompt))]]
 
     @cached_property
     def supervised(self) -> Ints:

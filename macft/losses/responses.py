@@ -24,21 +24,3 @@ def response_logprobs(logprobs: mx.array, weight: mx.array, segment: mx.array, c
     weighted = mx.where(weight > 0, logprobs.astype(mx.float32) * weight, 0.0)
     belongs = segment[None] == mx.arange(count, dtype=segment.dtype)[:, None]
     return mx.where(belongs, weighted[None], 0.0).sum(axis=1)
-
-
-def length_desensitized(place: mx.array, shared: mx.array, *, ld_alpha: float) -> mx.array:
-    """Weigh down what the longer response of a pair says beyond the length of the shorter.
-
-    The same weights go into policy and reference. Lengths that a loss divides by, and an SFT term, do not see them.
-
-    Args:
-        place: Where in its response a token stands, from 0 [R].
-        shared: Tokens of the shorter response of the token's pair [R].
-        ld_alpha: Weight of a token beyond, 0 to 1; 1 is plain DPO, 0 cuts the longer response off.
-
-    Returns:
-        Weights [R], float32: 1 for the shared tokens, ld_alpha for the others.
-
-    Source: Liu et al. 2024, arXiv:2409.06411 (LD-DPO).
-    """
-    return mx.where(place < shared, 1.0, ld_alpha).astype(mx.float32)

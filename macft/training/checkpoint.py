@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from macft.errors import CheckpointDamaged, ModelError, RunError
 from macft.models.adapters import check_tensors, load_tensors, save_tensors
-from macft.run import PRIVATE_FOLDER, write_atomic
+from macft.run import PRIVATE_FOLDER, flush, write_atomic
 
 LATEST, BEST = "latest", "best"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -185,15 +184,6 @@ class Checkpoints:
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             if old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(path: Path) -> str:

@@ -33,10 +33,11 @@ def make_objective(recipe: Recipe, head: Head, stream: Stream) -> "Objective":
         case DpoRecipe():
             return Preference(head, stream, _dpo_loss(recipe), sft_weight=recipe.sft_weight)
         case OrpoRecipe(beta=beta):
-            return Preference(head, stream, lambda own, _, sizes: losses.orpo(own, sizes, beta=beta), sft_weight=1.0)
+            odds: PairLoss = lambda own, _, sizes: losses.orpo(own, sizes, beta=beta)  # noqa: E731
+            return Preference(head, stream, odds, sft_weight=1.0, by_token=True)
         case SimpoRecipe(beta=beta, gamma=gamma):
             score: PairLoss = lambda own, _, sizes: losses.simpo(own, sizes, beta=beta, gamma=gamma)  # noqa: E731
-            return Preference(head, stream, score, sft_weight=recipe.sft_weight)
+            return Preference(head, stream, score, sft_weight=recipe.sft_weight, by_token=True)
         case CpoRecipe(beta=beta, label_smoothing=smoothing):
             score = lambda own, *_: losses.cpo(own, beta=beta, label_smoothing=smoothing)  # noqa: E731
             return Preference(head, stream, score, sft_weight=recipe.alpha)
@@ -126,15 +127,18 @@ class Preference:
         stream: How the model is run.
         score: The loss a pair.
         sft_weight: Weight of cross-entropy on the chosen answers, a mean over their tokens.
+        by_token: Whether the loss is made of means a token; `logps` are then too.
     """
 
-    def __init__(self, head: Head, stream: Stream, score: PairLoss, *, sft_weight: float) -> None:
+    def __init__(
+        self, head: Head, stream: Stream, score: PairLoss, *, sft_weight: float, by_token: bool = False
+    ) -> None:
         self.head, self.stream = head, stream
-        self.score, self.sft_weight = score, sft_weight
+        self.score, self.sft_weight, self.by_token = score, sft_weight, by_token
 
     def survey(self, model: nn.Module, batch: ResponseBatch) -> list[float]:
-        """Return the number of pairs, and of tokens in their chosen answers."""
-        return [len(batch.lengths) / 2, float(batch.lengths[::2].sum())]
+        """Return the number of pairs, and of tokens that the cross-entropy is taken over."""
+        return [len(batch.lengths) / 2, float(batch.layout.weight[batch.layout.segment % 2 == 0].sum())]
 
     def sums(self, model: nn.Module, batch: ResponseBatch, whole: mx.array, key: mx.array) -> Sums:
         """Return the summed loss of the pairs, what people watch of them, and the cross-entropy of the chosen."""
@@ -143,13 +147,14 @@ class Preference:
         policy, reference, lengths = (Pair(part[::2], part[1::2]) for part in (summed, batch.reference, batch.lengths))
         scored = self.score(policy, reference, lengths)
         loss, margins = scored.loss.sum(), scored.chosen_rewards - scored.rejected_rewards
+        logps = Pair(*(own / size for own, size in zip(policy, lengths, strict=True))) if self.by_token else policy
         metrics = {
             "rewards/chosen": scored.chosen_rewards.sum(),
             "rewards/rejected": scored.rejected_rewards.sum(),
             "rewards/margins": margins.sum(),
             "rewards/accuracies": (margins > 0).astype(mx.float32).sum(),
-            "logps/chosen": policy.chosen.sum(),
-            "logps/rejected": policy.rejected.sum(),
+            "logps/chosen": logps.chosen.sum(),
+            "logps/rejected": logps.rejected.sum(),
         }
         if self.sft_weight:
             is_chosen = mx.where(batch.layout.segment % 2 == 0, batch.layout.weight, 0.0)

@@ -20,7 +20,7 @@ from macft.data.token_rows import TokenRows
 from macft.errors import DataError, Problem
 from macft.models.head import Head
 from macft.models.stream import Stream
-from macft.recipe import DpoRecipe, KtoRecipe, Recipe
+from macft.recipe import DpoRecipe, KtoRecipe, OrpoRecipe, Recipe
 from macft.training.objectives import evaluating, sum_responses, target_logprobs, to_device
 
 SAVE_SECONDS = 30.0
@@ -36,7 +36,12 @@ def has_reference(recipe: Recipe) -> TypeGuard[DpoRecipe | KtoRecipe]:
 
 
 def refer(
-    recipe: Recipe, sets: Sequence[TokenRows | Responses], score: Score, progress: Callable[[int, int], None]
+    recipe: Recipe,
+    sets: Sequence[TokenRows | Responses],
+    score: Score,
+    progress: Callable[[int, int], None],
+    *,
+    limit: int,
 ) -> list[Rows]:
     """Give rows what the recipe's objective needs to know of the reference.
 
@@ -45,6 +50,7 @@ def refer(
         sets: Training and validation rows.
         score: Returns the reference's log-probabilities of responses, like a `ReferencePass`.
         progress: Told rows done, and rows in all.
+        limit: Most tokens of a row that is put together from two.
     """
     passes = 2 if isinstance(recipe, KtoRecipe) else 1
     total, before = passes * sum(map(len, sets)), 0
@@ -60,11 +66,13 @@ def refer(
         if isinstance(rows, TokenRows):
             referred.append(rows)
         elif isinstance(recipe, KtoRecipe):
-            referred.append(LabeledRows(refer_one(rows), refer_one(Mismatched(rows))))
+            referred.append(LabeledRows(refer_one(rows), refer_one(Mismatched(rows, limit))))
         elif isinstance(recipe, DpoRecipe):
             referred.append(refer_one(rows, recipe.ld_alpha))
         else:
-            referred.append(ReferencedRows(rows, np.zeros((len(rows), rows.responses), np.float32)))
+            with_prompts = isinstance(recipe, OrpoRecipe) and recipe.nll_on_prompt
+            nothing = np.zeros((len(rows), rows.responses), np.float32)
+            referred.append(ReferencedRows(rows, nothing, with_prompts=with_prompts))
     return referred
 
 
@@ -123,7 +131,8 @@ class ReferencePass:
         finally:
             if missing:
                 _write(path, found)
-        progress(done, len(rows))
+        if missing:
+            progress(done, len(rows))
         if bad := [where for where, row in zip(rows.where, found, strict=True) if not np.isfinite(row).all()]:
             path.unlink(missing_ok=True)
             problems = [Problem(where, "has no finite log-probability under the reference") for where in bad]

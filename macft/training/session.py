@@ -5,6 +5,7 @@ bottom in the order in which things happen.
 """
 
 import json
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -17,21 +18,24 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
-from macft.data.batches import Rows
+from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
 from macft.data.prepare import Prepared, data_facts, prepare
+from macft.data.referenced import Mismatched
+from macft.data.response_rows import ResponseRows
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import adapter_hash, adapters_off, count_values, recompute_layers
+from macft.models.adapters import adapter_hash, adapters_off, count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_tokenizer
+from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
-from macft.recipe import PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
+from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
 from macft.run import Run, find_adapter, write_atomic
 from macft.state import fold
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
@@ -55,6 +59,8 @@ FREE_TO_CHANGE = {
 }
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
+TELL_SECONDS = 0.2
+"""Least time between two events of a phase, its first and last apart."""
 Emit = Callable[[Event], None]
 
 
@@ -123,11 +129,15 @@ class Session:
         if not self.recipe.data.train:
             raise RecipeError([Problem("data.train", "is required: files or folders of rows to learn from")])
 
+    @property
+    def _limit(self) -> int:
+        """Most tokens of a row."""
+        return min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
+
     def _prepare(self) -> Prepared:
-        longest = min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
         settings = (
             self.recipe.method,
-            longest,
+            self._limit,
             self.facts.vocab_size,
             self.recipe.evaluate,
             tokenizer_hash(self.folder),
@@ -140,7 +150,7 @@ class Session:
                 self.recipe.data,
                 self.tokenizer,
                 method=self.recipe.method,
-                max_seq_length=longest,
+                max_seq_length=self._limit,
                 vocab_size=self.facts.vocab_size,
                 evaluate=self.recipe.evaluate,
                 progress=self._teller("tokenize"),
@@ -155,9 +165,10 @@ class Session:
     def _make_job(self, model: nn.Module, data: Prepared, planned: Plan) -> Job:
         recipe = self.recipe
         head = find_head(model)
-        stream = prepare_stream(
-            model, longest=max(int(rows.longest.max(initial=0)) for rows in (data.train, data.valid))
-        )
+        sets: list[Counted] = [data.train, data.valid]
+        if isinstance(recipe, KtoRecipe):
+            sets += [Mismatched(rows, self._limit) for rows in sets if isinstance(rows, ResponseRows)]
+        stream = prepare_stream(model, longest=max(int(rows.longest.max(initial=0)) for rows in sets))
         if isinstance(recipe, SupervisedRecipe) and recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
@@ -165,8 +176,9 @@ class Session:
         if isinstance(recipe, PreferenceRecipe) and not stream.layers:
             tokens //= 2  # the prompt lies in both padded rows
         train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
-        if planned.recompute == "layer":
-            recompute_layers(model)
+        if (level := recompute(model, planned.recompute, stream)) != planned.recompute:
+            message = f"the family {self.facts.family} cannot recompute less than whole layers"
+            self.emit(Warned(message=message, fix=f'That is what the run does: recompute = "{level}".'))
         return Job(
             recipe=recipe,
             model=model,
@@ -188,19 +200,20 @@ class Session:
             "base": self.checkpoints.world["base model"],
             "template": self.checkpoints.world["chat template"],
             "quantize": (recipe.quantize, recipe.quantize_group_size),
-            "dtype": recipe.compute_dtype,
+            "dtype": (recipe.compute_dtype, recipe.adapter_dtype),
             "device": mx.default_device(),
             "versions": [version(name) for name in ("macft", "mlx", "mlx-lm")],
         }
         is_start = has_reference(recipe) and recipe.reference == "start" and recipe.start_from is not None
         if is_start:
             stands_on["adapter"] = self.checkpoints.world["start adapter"]
-        as_it_is = is_start or recipe.adapter == "full"
-        with nullcontext() if as_it_is else adapters_off(model):
+        as_it_is = (is_start and not recipe.stack) or recipe.adapter == "full"
+        with nullcontext() if as_it_is else adapters_off(model, trained_only=is_start):
             scorer = ReferencePass(
                 model, head, stream, tokens=tokens, folder=home() / "cache" / "reference", stands_on=stands_on
             )
-            train, valid = refer(recipe, [data.train, data.valid], scorer, self._teller("reference"))
+            sets = [data.train, data.valid]
+            train, valid = refer(recipe, sets, scorer, self._teller("reference"), limit=self._limit)
         return train, valid
 
     def _sampler(self, model: nn.Module, data: Prepared) -> Callable[[int], Iterator[Sampled]]:
@@ -229,7 +242,7 @@ class Session:
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
         keys = self.recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        start = self.recipe.start_from
+        start = self.recipe.start_from if self.recipe.adapter != "full" else None
         return {name: str(value) for name, value in keys.items()} | {
             "base model": fingerprint(self.folder),
             "evaluate.metric": self.recipe.evaluate.metric,
@@ -280,8 +293,13 @@ class Session:
                     state = fold([sign], state)
 
     def _teller(self, phase: str) -> Callable[[int, int], None]:
+        told_at, told = 0.0, -1
+
         def tell(done: int, total: int) -> None:
-            self.emit(PhaseProgress(name=phase, done=done, total=total))
+            nonlocal told_at, told
+            if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
+                self.emit(PhaseProgress(name=phase, done=done, total=total))
+                told_at, told = time.monotonic(), done
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
 

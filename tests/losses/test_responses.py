@@ -1,9 +1,9 @@
-"""Sums of a response: a worked value, fillers that change nothing, and LD-DPO's weights."""
+"""Sums of a response: a worked value, fillers that change nothing, and weights."""
 
 import mlx.core as mx
 import numpy as np
 
-from macft.losses.responses import length_desensitized, response_logprobs
+from macft.losses.responses import response_logprobs
 
 LOGPROBS = mx.array([-1.0, -2.0, -4.0])
 SEGMENT = mx.array([0, 1, 0], dtype=mx.int32)
@@ -43,9 +43,7 @@ def test_the_order_of_tokens_and_neighbours_does_not_matter() -> None:
     assert np.allclose(found, expected, rtol=1e-6)
 
 
-def test_what_the_longer_response_says_beyond_the_shorter_weighs_less() -> None:
-    """A chosen response of 3 tokens and a rejected one of 1."""
-    place, shared = mx.array([0, 1, 2, 0]), mx.array([1, 1, 1, 1])
-    assert length_desensitized(place, shared, ld_alpha=0.25).tolist() == [1.0, 0.25, 0.25, 1.0]
-    assert length_desensitized(place, shared, ld_alpha=1.0).tolist() == [1.0] * 4
-    assert length_desensitized(place, shared, ld_alpha=0.0).tolist() == [1.0, 0.0, 0.0, 1.0]
+def test_a_token_counts_as_much_as_its_weight() -> None:
+    """LD-DPO weighs what the longer response says beyond the shorter: −1 − 4/4 = −2."""
+    assert response_logprobs(LOGPROBS, mx.array([1.0, 1.0, 0.25]), SEGMENT, 2).tolist() == [-2.0, -2.0]
+    assert response_logprobs(LOGPROBS, mx.array([1.0, 1.0, 0.0]), SEGMENT, 2).tolist() == [-1.0, -2.0]
