@@ -133,7 +133,7 @@ def test_length_bias_and_doubtful_scores_are_told(tmp_path):
     turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     bias = ready(train=[write(tmp_path / "b.jsonl", turned)]).report.length_bias
     assert bias.endswith("times shorter: expect shorter answers")
-    alike = [row | {"rejected": row["chosen"][::-1]} for row in pairs(3)]
+    alike = [{"prompt": f"q{n}", "chosen": "1", "rejected": "2"} for n in range(3)]
     assert ready(train=[write(tmp_path / "c.jsonl", alike)]).report.length_bias == ""
 
 
