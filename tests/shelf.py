@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macft.models.adapters import attach, save_adapter, save_tensors
+from macft.models.adapters import adapter_parameters, attach, save_tensors, write_adapter_files
 from macft.models.describe import fingerprint, template_hash
 from macft.models.load import load_model
 from macft.recipe import LoraTable, dump_recipe, make_recipe
@@ -63,7 +63,7 @@ class Shelf:
             "quantize": quantize,
             "quantize_group_size": 32,
         }
-        save_adapter(model, run.adapter, config, provenance)
+        write_adapter_files(run.adapter, adapter_parameters(model), config, provenance)
         return run
 
     def add_model(self, name: str, *, seed: int) -> Path:

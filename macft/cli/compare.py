@@ -17,7 +17,6 @@ from cyclopts import Parameter
 from macft import api
 from macft.chat.panes import NOTHING_YET, Ask, Reply, Sampling, Turn, Voice
 from macft.cli.arguments import STDIN, AsJson
-from macft.cli.format import clean, columns, one_line
 from macft.cli.picking import pick_from
 from macft.cli.prepare import show_progress
 from macft.cli.render import narrate
@@ -25,6 +24,7 @@ from macft.cli.tables import SCHEMA, print_json, print_lines
 from macft.cli.talk import ask_person
 from macft.data.prompts import read_prompts
 from macft.errors import MacftError, Problem, RecipeError
+from macft.format import clean, columns, one_line
 from macft.machine import runs_folder
 from macft.run import find_run, write_atomic
 

@@ -17,24 +17,24 @@ from cyclopts import App, Group, Parameter
 
 from macft import __version__, api
 from macft.chat.panes import Sampling
-from macft.cli import planned, prepare, tables, talk
+from macft.cli import leave, planned, prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
-from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
 from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
 from macft.errors import Problem, RecipeError
 from macft.events import encode_event
+from macft.format import one_line
 from macft.machine import read_machine, runs_folder
 from macft.run import Run, find_run
 from macft.state import RunState, fold
 
 HELP = """Fine-tune language models on this Mac: private, offline, exact.
 
-Three commands to begin with:
+`macft` alone opens the studio. Three commands to begin with:
 $ macft pull smollm2-135m     fetch a small model; nothing else goes online
 $ macft train quickstart      train it, and see Base beside tuned
 $ macft chat latest           talk to the result"""
@@ -68,8 +68,8 @@ for room in (prepare.data, prepare.recipes):
 app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
-app.command(compare, group=USE)
-app.command(serve, group=USE)
+for command in (compare, serve, leave.fuse, leave.merge, leave.export):
+    app.command(command, group=USE)
 app.command(bench, group=MORE)
 app.register_install_completion_command(group=MORE, help="Install completion for this shell.")
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from macft.chat.panes import Sampling, Turn
 from macft.chat.preferences import Answered, Duel, Picks, Tally, Verdict, shuffled
-from macft.cli.format import clean, one_line
 from macft.cli.render import narrate
+from macft.format import clean, one_line
 
 if TYPE_CHECKING:
     from macft.chat.compare import Voices

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from macft.api import RunSummary
-from macft.cli.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
 from macft.events import Scored
+from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
 from macft.run import Run
 from macft.state import RunState
 

@@ -324,7 +324,7 @@ class _Codec:
         if literal:
             notes.add(CONTROL_TEXT)
         natural = before if literal else control + before
-        for context in (natural, "\n"):  # the second keeps tokenizers with a leading space from adding one
+        for context in (natural, "\n", "a"):  # the others keep tokenizers with a leading space from adding one
             head, joint = self.ids_of(context, literal=literal), self.ids_of(context + text, literal=literal)
             if joint[: len(head)] == head:
                 return joint[len(head) :]

@@ -198,9 +198,9 @@ def _parse_transcript(text: str, path: str) -> tuple[Message, ...]:
 
 
 def _imply_text(texts: Sequence[str]) -> ResponseExample:
-    """Take the prompt to be what texts have in common; the space before the first difference is the responses'."""
+    """Take the prompt to be what texts have in common; a space before their first difference is the responses'."""
     at = _first_difference(texts)
-    at -= at > 0 and texts[0][at - 1] == " "
+    at -= texts[0][at - 1 : at] == " " and _differ(text[at] for text in texts)
     if not texts[0][:at].strip():
         raise RowProblem("has no prompt, and chosen and rejected begin differently (expected a common beginning)")
     return ResponseExample(texts[0][:at], tuple(text[at:] for text in texts), is_implied=True)

@@ -14,13 +14,14 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from macft.data.prepare import TokenRows
+from macft.data.prepare import AnyRows
+from macft.data.response_rows import ResponseRows
 from macft.errors import DataError, Problem
 from macft.models.layerwise import run_once
 
 LOGIT_BYTES, KEPT_BYTES = 2**30, 2**28
 """Most memory for the logits of one model at all positions, and at those that are compared."""
-MOST_POSITIONS, LONGEST = 512, 512
+MOST_POSITIONS, LONGEST = 256, 512
 NOTHING = 1e-9
 """A divergence below this is rounding: nothing was lost, or nothing was learned."""
 _CHUNK = 64
@@ -60,7 +61,7 @@ class Kept:
     tokens: int
 
 
-def make_probe(rows: TokenRows, vocabulary: int) -> Probe:
+def make_probe(rows: AnyRows, vocabulary: int) -> Probe:
     """Choose held-out rows, in their order, as many as a bounded memory allows.
 
     Rows are cut to 512 tokens; those without a supervised token in them are passed over.
@@ -74,7 +75,7 @@ def make_probe(rows: TokenRows, vocabulary: int) -> Probe:
     chosen: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
     width = count = 0
     for index in range(len(rows)):
-        ids, mask = rows.row(index)
+        ids, mask = _row(rows, index)
         places = np.flatnonzero(mask[1:longest])
         wider = max(width, min(len(ids), longest))
         if not len(places) or (chosen and wider * (len(chosen) + 1) > most_tokens):
@@ -90,6 +91,14 @@ def make_probe(rows: TokenRows, vocabulary: int) -> Probe:
         tokens[row, : len(ids)] = ids
     flat = [row * width + places for row, (_, places) in enumerate(chosen)]
     return Probe(tokens, np.concatenate(flat))
+
+
+def _row(rows: AnyRows, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Return a row's ids and loss mask; of several responses the first, which is the chosen one."""
+    if not isinstance(rows, ResponseRows):
+        return rows.row(index)
+    prompt, response, *_ = rows.parts(index)
+    return np.concatenate([prompt, response]), np.arange(len(prompt) + len(response)) >= len(prompt)
 
 
 def measure_kept(

@@ -56,7 +56,7 @@ class Fused:
 
 def prepare_fuse(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     *,
     quantize: int | None = None,
     dequantize: bool = False,
@@ -66,7 +66,7 @@ def prepare_fuse(
 
     Args:
         base: The base model's folder.
-        adapter: An adapter folder.
+        adapter: An adapter folder; None writes the base itself.
         quantize: Bits of the result; None writes floating-point weights.
         dequantize: Add to the base as training saw it, when it was quantized while loading, not to the original.
         dtype: Of floating-point weights; None keeps what the base is stored in.
@@ -75,12 +75,13 @@ def prepare_fuse(
         ModelError: The adapter is not this base's, or one of the two is damaged.
         RecipeError: Fewer bits were asked for than the base has.
     """
-    origin = read_adapter_config(adapter).get("macft", {})
+    origin = read_adapter_config(adapter).get("macft", {}) if adapter else {}
     facts, trained_bits = describe(base), origin.get("quantize")
     group_size = origin.get("quantize_group_size") or 64
     _refuse_fewer_bits(quantize, base, trained_bits)
     model, config = _load_base(base, facts, trained_bits, group_size, quantize=quantize, dequantize=dequantize)
-    load_adapter(model, adapter, base_fingerprint=fingerprint(base))
+    if adapter:
+        load_adapter(model, adapter, base_fingerprint=fingerprint(base))
     was_quantized = any(isinstance(module, QUANTIZED) for module in model.modules())
     sums = _fuse_layers(model)
     if not quantize:

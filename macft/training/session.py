@@ -207,8 +207,8 @@ class Session:
         is_start = has_reference(recipe) and recipe.reference == "start" and recipe.start_from is not None
         if is_start:
             stands_on["adapter"] = self.checkpoints.world["start adapter"]
-        as_it_is = is_start or recipe.adapter == "full"
-        with nullcontext() if as_it_is else adapters_off(model):
+        as_it_is = (is_start and not recipe.stack) or recipe.adapter == "full"
+        with nullcontext() if as_it_is else adapters_off(model, trained_only=is_start):
             scorer = ReferencePass(
                 model, head, stream, tokens=tokens, folder=home() / "cache" / "reference", stands_on=stands_on
             )

@@ -188,6 +188,21 @@ def test_the_reference_of_a_chain_is_the_adapter_it_starts_from(recipe_of: Calla
     assert not [event for event in (*on_top.of(Warned), *on_base.of(Warned)) if "first loss" in event.message]
 
 
+def test_a_second_adapter_learns_over_a_frozen_first(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    first = Life(recipe_of("orpo", steps=6), tmp_path / "runs" / "first").live()
+    start, before = str(first.run.adapter), bytes_of(first.run)
+    recipe = recipe_of(start_from=start, stack=True, lora={"rank": 2})
+    whole = Life(recipe, tmp_path / "whole").live()
+    assert whole.of(StepDone)[0].metrics["loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert whole.of(StepDone)[-1].metrics["loss"] < 0.6
+    assert bytes_of(first.run) == before
+    config = json.loads((whole.run.adapter / "adapter_config.json").read_text())
+    assert config["r"] == 4 + 2
+    Life(recipe, tmp_path / "again", stop_after=5).live()
+    again = Life(recipe, tmp_path / "again").live()
+    assert bytes_of(again.run) == bytes_of(whole.run)
+
+
 def test_a_start_that_changed_is_not_resumed(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     first = Life(recipe_of("orpo", steps=6), tmp_path / "runs" / "first").live()
     recipe = recipe_of(start_from=str(first.run.adapter))
