@@ -137,7 +137,7 @@ def print_replies(voices: "Voices", histories: Sequence[tuple[Turn, ...]], sampl
         if not sys.stdin.isatty():
             raise
     finally:
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     while shown < len(asks):
         shown = _print_next(voices.voices, replies, shown)
     narrate(" · ".join(_figures(voice, reply) for voice, reply in zip(voices.voices, replies, strict=True)))
