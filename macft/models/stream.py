@@ -31,8 +31,7 @@ class StreamLayout:
     """What attention needs to know of a batch; handed to mlx-lm's modules where they expect a cache."""
 
     def __init__(self, batch: Batch) -> None:
-        self.gather, self.back, self.real = batch.gather, batch.back, batch.real
-        self._to_rows, self._to_stream = _gathers(self.gather, self.back, self.real)
+        self._to_rows, self._to_stream = _gathers(batch)
 
     def make_mask(self, *_: Any, **__: Any) -> None:
         """Return nothing: the rows are causal by themselves."""
@@ -48,15 +47,23 @@ class StreamLayout:
         return stream
 
 
-def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _gathers(batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
+    gather, back, taken, copies = batch.gather, batch.back, batch.taken, batch.copies
+    shared = copies.shape[1]
+
     @custom_function
     def to_rows(x: mx.array) -> mx.array:
         return x[gather]
 
     @to_rows.vjp
     def to_rows_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent.reshape(-1, cotangent.shape[-1])[back]
+        flat = cotangent.reshape(-1, cotangent.shape[-1])
+        stream = flat[back]
+        if not shared:
+            return stream
+        first = functools.reduce(mx.add, [flat[places] for places in copies], stream[:shared])
+        return mx.concatenate([first, stream[shared:]])
 
     @custom_function
     def to_stream(rows: mx.array) -> mx.array:
@@ -64,7 +71,7 @@ def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable
 
     @to_stream.vjp
     def to_stream_vjp(rows: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        spread = mx.where(real[:, None], cotangent[gather.reshape(-1)], 0)
+        spread = mx.where(taken[:, None], cotangent[gather.reshape(-1)], 0)
         return spread.reshape(rows.shape)
 
     return to_rows, to_stream

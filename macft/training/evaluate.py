@@ -1,15 +1,31 @@
 """Score the whole validation set: fixed rows, fixed order, no noise."""
 
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macft.data.batches import Batch, Rows, make_batch, split_micro_batches
-from macft.training.objectives import Objective
+from macft.data.batches import Rows, split_micro_batches
+from macft.errors import Stopped
+from macft.events import Metrics
+from macft.training.objectives import Objective, evaluating, to_device
+
+
+class Evaluation(NamedTuple):
+    """What a set of rows says of a model.
+
+    Attributes:
+        loss: Mean over the weight, nats; NaN without rows.
+        weight: Supervised tokens, pairs or answers.
+        metrics: What else the objective watches.
+    """
+
+    loss: float
+    weight: float
+    metrics: Metrics
 
 
 def evaluate(
@@ -19,8 +35,8 @@ def evaluate(
     *,
     tokens: int,
     wants_stop: Callable[[], bool] = lambda: False,
-) -> tuple[float, float] | None:
-    """Return the mean loss over all rows and the weight it is a mean over.
+) -> Evaluation | None:
+    """Return the mean loss over all rows, and the other metrics.
 
     Args:
         model: Left in the mode it was in.
@@ -30,19 +46,27 @@ def evaluate(
         wants_stop: Asked before each pass.
 
     Returns:
-        Loss (nats a unit of weight, NaN without rows) and weight (supervised tokens); None when it was stopped.
+        None when it was stopped.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        total = weight = 0.0
-        for part in split_micro_batches(np.arange(len(rows)), rows.lengths, tokens=tokens, rows=len(rows)):
+    parts = split_micro_batches(np.arange(len(rows)), rows.lengths, tokens=tokens, rows=len(rows))
+
+    def batches() -> Iterator[Any]:
+        for part in parts:
             if wants_stop():
-                return None
-            batch = make_batch(rows, part)
-            summed = objective.total(model, Batch(*(mx.array(part) for part in batch)), mx.random.key(0))
-            total += cast(float, summed.item())
-            weight += objective.weight(batch)
-    finally:
-        model.train(was_training)
-    return (total / weight if weight else math.nan), weight
+                raise Stopped("stopped in an evaluation")
+            yield rows.batch(part)
+
+    if not parts:
+        return Evaluation(math.nan, 0.0, {})
+    try:
+        with evaluating(model):
+            survey = np.sum([objective.survey(model, batch) for batch in batches()], axis=0)
+            whole, loss, sums = mx.array(survey.astype(np.float32)), 0.0, dict[str, float]()
+            for batch in batches():
+                found = objective.sums(model, to_device(batch), whole, mx.random.key(0))
+                mx.eval(found)
+                loss += float(found.loss)
+                sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.metrics.items()}
+    except Stopped:
+        return None
+    return Evaluation(loss / survey[0], float(survey[0]), objective.metrics(sums, survey.tolist()))
