@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rich.cells import cell_len
 
+from macft.events import share_preferred
 from macft.machine import GIB
 
 _REPLACED = dict.fromkeys(
@@ -18,8 +19,6 @@ _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t
 _UNSAFE = _REPLACED | _PICTURES
 
 MISSING = "–"
-STILL_MARGIN = 1e-4
-"""Rewards that differ by less are equal but for rounding, and which of two is higher says nothing."""
 
 
 def clean(text: str) -> str:
@@ -47,12 +46,6 @@ def preference(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
         return []
     accuracy = share_preferred(metrics, prefix)
     return [f"margin {margin:.3f}", *([f"accuracy {accuracy:.0%}"] if accuracy is not None else [])]
-
-
-def share_preferred(metrics: Mapping[str, float], prefix: str = "") -> float | None:
-    """Return the accuracy of rewards, None where there is none: unpaired answers, or all rewards still the same."""
-    is_told = abs(metrics.get(f"{prefix}rewards/margins") or 0.0) >= STILL_MARGIN
-    return metrics.get(f"{prefix}rewards/accuracies") if is_told else None
 
 
 def count(value: int) -> str:

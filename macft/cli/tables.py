@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from macft.api import RunSummary
-from macft.events import Scored
-from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
+from macft.events import Scored, share_preferred
+from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference
 from macft.run import Run
 from macft.state import RunState
 
@@ -234,11 +234,13 @@ def print_result(run: Run, state: RunState) -> None:
 
 def held_out_lines(state: RunState) -> list[str]:
     """Return the table of what held-out preferences said at the start and of the result; nothing for other runs."""
-    shown = state.best or next(reversed(state.evaluations), None)
+    last = next(reversed(state.evaluations), None)
+    shown = state.best if state.best and state.best.step else last  # without a better one, the last weights are kept
     if not shown or not preference(shown.metrics, "eval_") or shown.step == 0:
         return []
     start, end = state.evaluations[0].metrics, shown.metrics
-    rows = [["rewards/accuracies", *(_share(share_preferred(part, "eval_")) for part in (start, end))]]
+    accuracies = [_share(share_preferred(part, "eval_")) for part in (start, end)]
+    rows = [["rewards/accuracies", *accuracies]] if "eval_rewards/accuracies" in end else []
     for name in ("rewards/margins", "logps/chosen", "logps/rejected", "loss"):
         rows.append([name, number(start.get(f"eval_{name}")), number(end.get(f"eval_{name}"))])
     return columns([["held out", "start", f"@{shown.step}"], *rows], right=(1, 2))
