@@ -1,10 +1,10 @@
 """Make PEFT adapters on the tiny llama, and what transformers and peft compute with them.
 
-Made with Python 3.11, torch 2.13.0 (CPU, one thread), transformers 5.24.0, peft 0.21.2 and numpy 2.4.6, in fp32 with eager
-attention. `README.md` beside this file says how to run it again.
+Made with Python 3.11, torch 2.13.0 (CPU, one thread), transformers 5.24.0, peft 0.21.2 and numpy 2.4.6, in fp32 with
+eager attention. `README.md` beside this file says how to run it again.
 
-The rule: the folders are as `save_pretrained` wrote them, byte for byte, but for the version that it notes and the model
-card; the logits are of the base with the adapter on the first row of the case.
+The rule: the folders are as `save_pretrained` wrote them, byte for byte, but for the version that it notes and the
+model card; the logits are of the base with the adapter on the first row of the case.
 """
 
 import json
