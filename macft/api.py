@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from macft.bench.report import BenchReport
-    from macft.chat.generate import ReplyPart
-    from macft.data.examples import Role
+    from macft.chat.compare import Voices
+    from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
+    from macft.serve import Served
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
@@ -188,6 +189,26 @@ def remove_run(name: str) -> Run:
     return run
 
 
+def write_note(name: str, text: str) -> None:
+    """Keep a person's note with a run; an empty text takes it away."""
+    find_run(name, runs_folder()).write_note(text)
+
+
+def discard_run(name: str) -> Path:
+    """Take a run out of the list without deleting it yet, and return where it waits; a live run is refused."""
+    return find_run(name, runs_folder()).discard()
+
+
+def restore_run(discarded: Path, path: Path) -> Run:
+    """Put a discarded run back to where it was."""
+    return Run(discarded).move_to(path)
+
+
+def forget_run(discarded: Path) -> None:
+    """Delete a discarded run for good."""
+    Run(discarded).remove()
+
+
 # Models
 
 
@@ -205,6 +226,24 @@ def pull(name: str, *, config_only: bool = False, progress: Callable[[str, int, 
     return fetch(name, home(), progress=progress, config_only=config_only)
 
 
+def start_pull(name: str) -> "subprocess.Popen[str]":
+    """Fetch a model in a process of its own, for a program that is offline itself.
+
+    Its stdout has event lines while it goes on, and at the end an object with the `path`; its stderr says what is
+    wrong. Killing it loses nothing: the next pull goes on where it was.
+    """
+    environ = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "pull", "--json", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+        start_new_session=True,
+    )
+
+
 # Data
 
 
@@ -212,25 +251,37 @@ def check_data(
     data: DataTable,
     *,
     model: str,
-    method: str = "sft",
+    method: str | None = None,
     max_seq_length: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> "DataReport":
     """Read, render and tokenize rows for a model and report on them.
 
+    Args:
+        data: The rows, and how they are read.
+        model: Whose tokenizer and template.
+        method: What the rows are for; told by the first of them when left out.
+        max_seq_length: Longest row, in tokens.
+        progress: Called with rows done and rows in all.
+
     Raises:
         DataError: With every bad row.
     """
+    from macft.data.inspect import detect
     from macft.data.prepare import prepare
 
     tokenizer, facts = _tokenizer(model)
-    longest = min(max_seq_length, facts.context or max_seq_length)
     return prepare(
-        data, tokenizer, method=method, max_seq_length=longest, vocab_size=facts.vocab_size, progress=progress
+        data,
+        tokenizer,
+        method=method or detect(data),
+        max_seq_length=min(max_seq_length, facts.context or max_seq_length),
+        vocab_size=facts.vocab_size,
+        progress=progress,
     ).report
 
 
-def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
+def show_row(data: DataTable, number: int, *, model: str, method: str | None = None) -> "RowView":
     """Return one row as the model sees it; rows count from 1 in the order of the files.
 
     Raises:
@@ -238,7 +289,7 @@ def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
     """
     from macft.data.inspect import view_row
 
-    return view_row(data, number, _tokenizer(model)[0])
+    return view_row(data, number, _tokenizer(model)[0], method)
 
 
 # Speed
@@ -355,27 +406,55 @@ def merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat")
 # Chat
 
 
-class Chat:
-    """A conversation with a model, its adapter on; `reply` streams.
+def open_chat(name: str, *, base: bool = False, model: str | None = None) -> "ChatSession":
+    """Load what a name means, to talk to it.
 
     Args:
-        name: A run, an adapter folder, or a model.
-        base: Leave the run's adapter off.
+        name: A run, a checkpoint of it (`RUN@600`), an adapter folder, or a model.
+        base: Leave the adapter off.
         model: The base of an adapter that does not name one.
+
+    Raises:
+        MacftError: The name means nothing, or what it means cannot be loaded.
     """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.session import open_chat as load
 
-    def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
-        import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
-        from macft.chat.session import open_chat
+    return load(name, home=home(), runs=runs_folder(), base=base, model=model)
 
-        self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
-        self.title, self.note = self._session.title, self._session.note
 
-    def reply(
-        self, messages: "Sequence[tuple[Role, str]]", *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
-    ) -> "Iterator[ReplyPart]":
-        """Stream the answer to (role, content) turns."""
-        return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+def compare(names: Sequence[str], *, base: bool = True, model: str | None = None, template: bool = True) -> "Voices":
+    """Load voices to be asked side by side: one batch where they share their weights.
+
+    Args:
+        names: Runs, checkpoints (`RUN@600`, `RUN@best`), adapter folders, models; at most eight with their Bases.
+        base: Put what tuned voices were before they were tuned in front of them.
+        model: The base of an adapter that does not name one.
+        template: Ask through each model's chat template; without, all continue the text.
+
+    Raises:
+        MacftError: A name means nothing, or what it means cannot be loaded.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+
+    sources = find_sources(names, home=home(), runs=runs_folder(), base=base, model=model)
+    return open_voices(sources, read_machine(), template=template)
+
+
+def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
+    """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
+
+    Raises:
+        MacftError: The name means nothing, what it means cannot be loaded, or the port is taken.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft import serve
+    from macft.chat.sources import find_source
+
+    source = find_source(name, home=home(), runs=runs_folder(), model=model)
+    return serve.open_server(source, port=port, max_tokens=max_tokens)
 
 
 def _start_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> Run:

@@ -21,6 +21,7 @@ from macft.memory import (
     STREAMED,
     Backend,
     Learner,
+    Loaded,
     Pass,
     Shape,
     choose_linears,
@@ -55,32 +56,12 @@ class Verdict(StrEnum):
     DOES_NOT_FIT = "does not fit"
 
 
-class Model(Shape, Protocol):
+class Model(Shape, Loaded, Protocol):
     """What a plan needs to know of a model; `models.describe.ModelFacts` is one."""
 
     @property
     def name(self) -> str:
         """What to call it."""
-
-    @property
-    def parameters(self) -> int:
-        """Weights before any quantization."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes as stored."""
-
-    @property
-    def float_values(self) -> int:
-        """Floating-point numbers as stored, scales included."""
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of quantized codes."""
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it is stored quantized."""
 
 
 @dataclass(frozen=True, slots=True)

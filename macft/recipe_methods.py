@@ -47,6 +47,9 @@ class BaseRecipe(Table):
     start_from: str | None = None
     """An adapter folder, or a run, whose adapter is continued."""
 
+    stack: bool = False
+    """Freeze the adapter of `start_from` and train a second one over it. The result is one adapter with both."""
+
     steps: int | None = Field(default=None, ge=1)
     """Optimizer updates to make. Wins over `epochs`."""
 
@@ -91,7 +94,9 @@ class BaseRecipe(Table):
 
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
-        return []
+        if not self.stack or (self.start_from is not None and self.adapter == "lora"):
+            return []
+        return [Problem("stack", 'needs start_from, the adapter to train over, and adapter = "lora"')]
 
 
 def _refuse_metric(recipe: BaseRecipe, start: str, why: str) -> list[Problem]:
@@ -107,7 +112,7 @@ class SupervisedRecipe(BaseRecipe):
 
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
-        return _refuse_metric(self, "eval_rewards/", "is of preference methods")
+        return super().list_conflicts() + _refuse_metric(self, "eval_rewards/", "is of preference methods")
 
 
 class SftRecipe(SupervisedRecipe):
@@ -136,9 +141,9 @@ class PreferenceRecipe(BaseRecipe):
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
         if self.lora.dropout == 0.0:
-            return []
+            return super().list_conflicts()
         message = "must be 0 here: noise would keep the model from equalling its reference"
-        return [Problem("lora.dropout", f"{message} (got {self.lora.dropout})")]
+        return [*super().list_conflicts(), Problem("lora.dropout", f"{message} (got {self.lora.dropout})")]
 
 
 class DpoRecipe(PreferenceRecipe):

@@ -25,6 +25,9 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 JOB = "job.json"
 """Makes a run folder one of fusing or exporting, and says what it does."""
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 20, 0.025
+NOTE = "note.txt"
+DISCARDED = ".discarded"
+"""Beside the runs: those that were removed a moment ago and can still be brought back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,45 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 continue
         return actions, offset
+
+    @property
+    def note(self) -> str:
+        """A person's own words on the run, empty when there are none."""
+        try:
+            return (self.path / NOTE).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def write_note(self, text: str) -> None:
+        """Keep a note with the run; an empty text takes it away."""
+        if text.strip():
+            write_atomic(self.path / NOTE, text.strip().encode())
+        else:
+            (self.path / NOTE).unlink(missing_ok=True)
+
+    def discard(self) -> Path:
+        """Move the folder out of the list, from where it can be moved back, and return the new place.
+
+        Raises:
+            RunLocked: It is being trained.
+        """
+        with self.lock():
+            waiting = self.path.parent / DISCARDED
+            waiting.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            place, number = waiting / self.name, 2
+            while place.exists():
+                place, number = waiting / f"{self.name}-{number}", number + 1
+            return self.path.rename(place)
+
+    def move_to(self, path: Path) -> "Run":
+        """Move the folder to a place that is free.
+
+        Raises:
+            RunError: Something is there already.
+        """
+        if path.exists():
+            raise RunError(f"{path} exists already", fix="Move it out of the way first.")
+        return Run(self.path.rename(path))
 
     def remove(self) -> None:
         """Delete the folder.

@@ -66,6 +66,7 @@ class Desk:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0123")
         (folder / "my.jsonl").write_text("\n".join(row for row in rows() if "text" not in json.loads(row)))
+        (folder / "prompts.txt").write_text("What is 2 + 2?\nWho?\n")
         (folder / "recipes").symlink_to(REPOSITORY / "recipes")
         assert self.macft("train quickstart").returncode == 0
 
@@ -73,6 +74,7 @@ class Desk:
         """Run a command, cut down when it trains."""
         arguments = shlex.split(line)
         short = [word for setting in SHORT for word in ("--set", setting)] if arguments[0] == "train" else []
+        short = ["--max-tokens", "4"] if arguments[0] == "compare" else short
         return subprocess.run(
             [sys.executable, "-m", "macft", *arguments, *short],
             cwd=self.folder,

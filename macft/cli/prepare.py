@@ -6,6 +6,7 @@ The rule: as in `main`, a command is one call of `macft.api` or a light room, an
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,10 @@ from cyclopts.validators import Number
 
 from macft import api, gallery
 from macft.cli import tables
-from macft.cli.arguments import AsJson, Method, Positive, TrainOn, choose_model, read_data_table
-from macft.cli.format import clean, columns
+from macft.cli.arguments import AsJson, Method, Positive, Strings, TrainOn, choose_model, read_data_table
 from macft.cli.render import narrate, open_view
 from macft.events import PhaseProgress
+from macft.format import clean, columns
 from macft.machine import MIB
 from macft.recipe import METHODS, describe_fields
 from macft.state import RunState
@@ -32,9 +33,10 @@ def check_data(
     /,
     *,
     model: str | None = None,
-    method: Method = "sft",
+    method: Method | None = None,
     max_seq_length: Annotated[int, Parameter(validator=Number(gte=8))] = 2048,
     train_on: TrainOn = "assistant",
+    strings: Strings = "text",
     json: AsJson = False,
     plain: bool = False,
 ) -> None:
@@ -43,13 +45,14 @@ def check_data(
     Args:
         files: Files or folders of rows; - reads JSONL from stdin.
         model: Whose tokenizer and template; the only model here when left out.
-        method: What the rows are for.
+        method: What the rows are for; told by the first row when left out.
         max_seq_length: Longest row in tokens; 2048 when left out.
         train_on: Which tokens are trained on; assistant when left out.
+        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
         json: Print JSON.
         plain: Lines instead of bars.
     """
-    wanted, chosen = read_data_table(files, train_on=train_on), choose_model(model)
+    wanted, chosen = read_data_table(files, train_on=train_on, strings=strings), choose_model(model)
     with show_progress(plain=plain) as tell_progress:
         report = api.check_data(
             wanted,
@@ -71,7 +74,9 @@ def show_row(
     *,
     row: Positive,
     model: str | None = None,
+    method: Method | None = None,
     train_on: TrainOn = "assistant",
+    strings: Strings = "text",
     ids: bool = False,
     json: AsJson = False,
     plain: bool = False,
@@ -82,12 +87,15 @@ def show_row(
         file: A file or folder of rows; - reads JSONL from stdin.
         row: Its place, counted from 1.
         model: Whose tokenizer and template; the only model here when left out.
+        method: What the row is for; told by its columns when left out.
         train_on: Which tokens are trained on; assistant when left out.
+        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
         ids: Print the token ids too.
         json: Print JSON.
         plain: Mark with a line of ▔ below instead of underlining.
     """
-    found = api.show_row(read_data_table([file], train_on=train_on), row, model=choose_model(model))
+    wanted = read_data_table([file], train_on=train_on, strings=strings)
+    found = api.show_row(wanted, row, model=choose_model(model), method=method)
     if json:
         tables.print_json(tables.row_values(found))
     else:
@@ -148,21 +156,22 @@ def list_keys(*, method: Method = "sft", json: AsJson = False) -> None:
         tables.print_lines(tables.key_lines(keys))
 
 
-def pull(model: str, /, *, config_only: bool = False, plain: bool = False) -> None:
+def pull(model: str, /, *, config_only: bool = False, json: AsJson = False, plain: bool = False) -> None:
     """Fetch a model; the only command that goes online.
 
     Args:
         model: A name from the catalog (smollm2-135m) or a Hugging Face id.
         config_only: Only config and tokenizer, to plan with.
+        json: Print event lines while it goes on, and an object with the path at the end.
         plain: Lines instead of bars.
     """
-    with show_progress(plain=plain) as tell_progress:
+    with show_progress(json=json, plain=plain) as tell_progress:
 
         def progress(what: str, done: int, total: int) -> None:
             tell_progress(what, done // MIB, total // MIB, "MB")
 
         path = api.pull(model, config_only=config_only, progress=progress)
-    print(path)
+    print(dumps({"schema": tables.SCHEMA, "path": str(path)}) if json else path)
 
 
 def list_models(*, json: AsJson = False) -> None:
@@ -181,9 +190,9 @@ def list_models(*, json: AsJson = False) -> None:
 
 
 @contextmanager
-def show_progress(*, plain: bool) -> Iterator[Callable[..., None]]:
+def show_progress(*, plain: bool, json: bool = False) -> Iterator[Callable[..., None]]:
     """Show phases that are no run's."""
-    view = open_view(plain=plain)
+    view = open_view(json=json, plain=plain)
 
     def progress(name: str, done: int, total: int, note: str = "") -> None:
         view.show(PhaseProgress(name=name, done=done, total=total, note=note), RunState())

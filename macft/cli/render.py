@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from macft.cli.format import clean, count, duration, gigabytes, number, one_line, preference, size
 from macft.events import (
     CheckpointSaved,
     Evaluated,
@@ -30,6 +29,7 @@ from macft.events import (
     WentOn,
     encode_event,
 )
+from macft.format import clean, count, duration, gigabytes, number, one_line, preference, size
 from macft.state import RunState, fold
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any, Self
 
 from macft import api
-from macft.cli.format import one_line
 from macft.cli.render import View, render
 from macft.errors import MacftError
 from macft.events import Event
+from macft.format import one_line
 from macft.run import Run
 from macft.state import RunState, fold
 

@@ -38,11 +38,12 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 """How the turns of HH-RLHF begin."""
 
 
-def detect_method(value: Object) -> str:
-    """Return the method that a row is for, by the columns that are there."""
-    if {"chosen", "rejected"} <= value.keys() or "responses" in value:
+def detect_method(value: Object, columns: Mapping[str, str]) -> str:
+    """Return the method that a row is for, by the columns that are there under macft's names or the user's."""
+    names = value.keys() | {ours for ours, theirs in columns.items() if theirs in value}
+    if {"chosen", "rejected"} <= names or "responses" in names:
         return "dpo"
-    return "kto" if {"completion", "label"} <= value.keys() else "sft"
+    return "kto" if {"completion", "label"} <= names else "sft"
 
 
 def parse_preferences(
@@ -198,9 +199,9 @@ def _parse_transcript(text: str, path: str) -> tuple[Message, ...]:
 
 
 def _imply_text(texts: Sequence[str]) -> ResponseExample:
-    """Take the prompt to be what texts have in common; the space before the first difference is the responses'."""
+    """Take the prompt to be what texts have in common; a space before their first difference is the responses'."""
     at = _first_difference(texts)
-    at -= at > 0 and texts[0][at - 1] == " "
+    at -= texts[0][at - 1 : at] == " " and _differ(text[at] for text in texts)
     if not texts[0][:at].strip():
         raise RowProblem("has no prompt, and chosen and rejected begin differently (expected a common beginning)")
     return ResponseExample(texts[0][:at], tuple(text[at:] for text in texts), is_implied=True)

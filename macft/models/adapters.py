@@ -87,7 +87,7 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
         seed: Fixes the start of the A matrices.
 
     Returns:
-        The adapter's configuration, as `save_adapter` writes it.
+        The adapter's configuration, as `write_adapter_files` writes it.
 
     Raises:
         RecipeError: No linear layer matches the targets, or there are fewer layers than asked for.
@@ -202,25 +202,20 @@ def adapter_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+def write_adapter_files(
+    folder: Path, tensors: dict[str, mx.array], config: dict[str, Any], provenance: dict[str, Any]
+) -> None:
     """Write an adapter folder into `folder`, which exists.
 
     `alpha = rank · scale` is always an integer on disk, since the tools that read it expect one; what is left of the
     scale (rsLoRA) is folded into B, which changes nothing in the product.
 
     Args:
-        model: Carries the adapter.
         folder: Where the two files go.
+        tensors: As `adapter_parameters` returns them.
         config: As `attach` or `load_adapter` returned it.
         provenance: What made it: base name and fingerprint, template hash, method, step. No absolute paths.
     """
-    write_adapter_files(folder, adapter_parameters(model), config, provenance)
-
-
-def write_adapter_files(
-    folder: Path, tensors: dict[str, mx.array], config: dict[str, Any], provenance: dict[str, Any]
-) -> None:
-    """Write an adapter folder from its tensors by name, with or without a model; otherwise as `save_adapter`."""
     parameters = config["lora_parameters"]
     rank, scale = parameters["rank"], parameters["scale"]
     alpha = max(1, round(rank * scale))
@@ -271,15 +266,31 @@ def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
 
 
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Make the model its base for a while, bit for bit: adapted layers step aside."""
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, ADAPTED)]
-    plain = [(name, module.linear if "linear" in module else module.embedding) for name, module in adapted]
-    model.update_modules(tree_unflatten(plain))
+def adapters_off(model: nn.Module, *, trained_only: bool = False) -> Iterator[None]:
+    """Make the model its base for a while, bit for bit: adapted layers step aside.
+
+    Args:
+        model: Carries adapters, perhaps one over another.
+        trained_only: Leave frozen adapters on: the model becomes what its training stands on.
+    """
+    adapted = list(outermost(model).items())
+    model.update_modules(tree_unflatten([(name, _inside(module, trained_only)) for name, module in adapted]))
     try:
         yield
     finally:
         model.update_modules(tree_unflatten(adapted))
+
+
+def outermost(model: nn.Module) -> dict[str, Any]:
+    """Return the adapted layers by name; of adapters one over another, the upper ones."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTED)}
+    return {name: module for name, module in adapted.items() if name.rpartition(".")[0] not in adapted}
+
+
+def _inside(module: Any, trained_only: bool) -> Any:
+    while isinstance(module, ADAPTED) and not (trained_only and not count_values(module.trainable_parameters())[0]):
+        module = module.linear if "linear" in module else module.embedding
+    return module
 
 
 def set_dropout_keys(model: nn.Module, key: mx.array) -> None:

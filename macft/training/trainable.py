@@ -19,6 +19,7 @@ from macft.models.adapters import (
 )
 from macft.models.describe import fingerprint
 from macft.models.load import load_model
+from macft.models.stacked import stack_adapter
 from macft.recipe import Recipe
 from macft.run import find_adapter
 
@@ -53,6 +54,9 @@ def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module,
         return model, config
     if recipe.start_from is None:
         adapter = attach(model, recipe.lora, kind=recipe.adapter, seed=recipe.seed)
+    elif recipe.stack:
+        first = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
+        adapter = stack_adapter(model, first, recipe.lora, seed=recipe.seed)
     else:
         adapter = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
         _refuse_other_shape(recipe, adapter)

@@ -144,12 +144,14 @@ def report(**changes):
         "length_max": 512,
         "histogram": ((128, 250), (256, 40), (512, 8)),
         "dropped": {},
+        "dropped_where": {},
         "truncated_rows": 0,
         "split_rows": 0,
         "duplicate_rows": 0,
         "leaked_rows": 0,
         "formats": {"messages": 300},
         "notes": {},
+        "responses": {},
     }
     return DataReport(**{**values, **changes})
 

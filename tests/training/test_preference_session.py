@@ -49,7 +49,7 @@ def recipe_of(tmp_path: Path) -> Callable[..., Any]:
             "micro_batch_size": 2,
             "learning_rate": 5e-3,
             "lora": {"rank": 4},
-            "evaluate": {"every": 4, "samples": 1, "max_tokens": 8},
+            "evaluate": {"every": 4, "samples": 0},
             "checkpoint": {"every": 3},
         }
         return make_recipe(values | changes | {"data": data | changes.pop("data", {})})
@@ -62,7 +62,7 @@ def phases(life: Life, name: str = "reference") -> list[tuple[int, int]]:
 
 
 def test_a_run_learns_to_prefer_and_says_how_well(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of(steps=40), tmp_path / "run").live()
+    life = Life(recipe_of(steps=28, evaluate={"every": 7, "samples": 1, "max_tokens": 4}), tmp_path / "run").live()
     planned = life.of(TrainingPlanned)[0]
     assert planned.train_rows + planned.valid_rows == 24
     first, last = life.of(StepDone)[0].metrics, life.of(StepDone)[-1].metrics
@@ -74,22 +74,21 @@ def test_a_run_learns_to_prefer_and_says_how_well(recipe_of: Callable[..., Any],
     assert before["eval_loss"] == pytest.approx(math.log(2), rel=1e-4)
     assert abs(before["eval_rewards/margins"]) < 1e-4
     assert after["eval_rewards/accuracies"] == 1.0
-    assert {event.step for event in life.of(Sampled)} == {0, *range(4, 41, 4)}
+    assert {event.step for event in life.of(Sampled)} == {0, 7, 14, 21, 28}
     total = planned.train_rows + planned.valid_rows
     assert phases(life)[0] == (0, total)
     assert phases(life)[-1] == (total, total)
 
 
-@pytest.mark.parametrize("method", ["orpo", "simpo", "cpo"])
-def test_a_method_without_a_reference_asks_none(method: str, recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of(method), tmp_path / "run").live()
+def test_a_method_without_a_reference_asks_none(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    life = Life(recipe_of("orpo"), tmp_path / "run").live()
     assert phases(life) == []
     assert not (home() / CACHE).exists()
     assert life.of(StepDone)[-1].metrics["loss"] < life.of(StepDone)[0].metrics["loss"]
 
 
 def test_kto_learns_from_thumbs(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of("kto", steps=30), tmp_path / "run").live()
+    life = Life(recipe_of("kto", steps=16), tmp_path / "run").live()
     first, last = life.of(StepDone)[0].metrics, life.of(Evaluated)[-1].metrics
     assert first["loss"] == pytest.approx(0.5, rel=1e-4)
     assert first["kl"] == pytest.approx(0.0, abs=1e-4)
@@ -98,7 +97,7 @@ def test_kto_learns_from_thumbs(recipe_of: Callable[..., Any], tmp_path: Path) -
     assert len(list((home() / CACHE).glob("*.npy"))) == 4  # own and mismatched, of training and validation rows
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     method: str, recipe_of: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -121,24 +120,17 @@ def test_the_reference_is_computed_once(recipe_of: Callable[..., Any], tmp_path:
     first = Life(recipe_of(), tmp_path / "first").live()
     assert phases(first)[0][0] == 0
     again = Life(recipe_of(beta=0.5, seed=3), tmp_path / "again").live()
-    assert phases(again)[0][0] == len_train(again)
+    assert phases(again) == []
     other = Life(recipe_of(ld_alpha=0.5), tmp_path / "other").live()
     assert phases(other)[0][0] == 0
 
 
-def len_train(life: Life) -> int:
-    return int(life.of(TrainingPlanned)[0].train_rows)
-
-
-@pytest.mark.parametrize("look", [3, 5])
-def test_a_run_stopped_in_the_reference_phase_goes_on_with_it(
-    look: int, recipe_of: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_run_stopped_in_the_reference_phase_goes_on_with_it(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     recipe = recipe_of()
     whole = Life(recipe, tmp_path / "whole").live()
     for file in (home() / CACHE).glob("*.npy"):
         file.unlink()
-    first = Life(recipe, tmp_path / "parts", stop_at_look=look)
+    first = Life(recipe, tmp_path / "parts", stop_at_look=5)
     with pytest.raises(Stopped, match="reference"):
         first.live()
     second = Life(recipe, tmp_path / "parts").live()
@@ -186,6 +178,21 @@ def test_the_reference_of_a_chain_is_the_adapter_it_starts_from(recipe_of: Calla
     on_base = Life(recipe_of(start_from=start, reference="base"), tmp_path / "base").live()
     assert abs(on_base.of(StepDone)[0].metrics["loss"] - math.log(2)) > 1e-2
     assert not [event for event in (*on_top.of(Warned), *on_base.of(Warned)) if "first loss" in event.message]
+
+
+def test_a_second_adapter_learns_over_a_frozen_first(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    first = Life(recipe_of("orpo", steps=6), tmp_path / "runs" / "first").live()
+    start, before = str(first.run.adapter), bytes_of(first.run)
+    recipe = recipe_of(start_from=start, stack=True, lora={"rank": 2})
+    whole = Life(recipe, tmp_path / "whole").live()
+    assert whole.of(StepDone)[0].metrics["loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert whole.of(StepDone)[-1].metrics["loss"] < 0.6
+    assert bytes_of(first.run) == before
+    config = json.loads((whole.run.adapter / "adapter_config.json").read_text())
+    assert config["r"] == 4 + 2
+    Life(recipe, tmp_path / "again", stop_after=5).live()
+    again = Life(recipe, tmp_path / "again").live()
+    assert bytes_of(again.run) == bytes_of(whole.run)
 
 
 def test_a_start_that_changed_is_not_resumed(recipe_of: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from macft import api
+from macft.chat.panes import Sampling
 from macft.chat.session import open_chat
 from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError, Stopped
 from macft.events import Evaluated, Event, RunEnded, Sampled, Scored, StepDone, StepSkipped, TrainingPlanned, Warned
@@ -488,7 +489,7 @@ def test_chat_answers_with_the_adapter_and_without(recipe_of: Callable[..., Any]
     texts = {}
     for base in (False, True):
         chat = open_chat("one", home=tmp_path, runs=tmp_path / "runs", base=base)
-        parts = list(chat.reply([("user", "q1?")], max_tokens=12, temperature=0.0, seed=0))
+        parts = list(chat.reply([("user", "q1?")], Sampling(max_tokens=12)))
         texts[base] = "".join(part.text for part in parts)
         assert parts[-1].finish_reason in {"stop", "length"}
     assert texts[False] != texts[True]
