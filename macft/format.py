@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from rich.cells import cell_len
 
 from macft.events import share_preferred
-from macft.machine import GIB
+from macft.machine import GIB, MIB
 
 _REPLACED = dict.fromkeys(
     [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], 0xFFFD
@@ -60,6 +60,11 @@ def count(value: int) -> str:
 def gigabytes(size_bytes: float) -> str:
     """Write bytes as GB of 2^30."""
     return f"{size_bytes / GIB:.1f} GB"
+
+
+def size(size_bytes: float) -> str:
+    """Write bytes as GB, or as MB when they are fewer than one."""
+    return gigabytes(size_bytes) if size_bytes >= GIB else f"{size_bytes / MIB:.1f} MB"
 
 
 def duration(seconds: float) -> str:
