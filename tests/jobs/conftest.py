@@ -10,7 +10,7 @@ import pytest
 from macft.events import Evaluated, Event, ResultWritten, RunEnded, RunStarted, StepDone, TrainingPlanned
 from macft.jobs.job import load_job, plan_job
 from macft.jobs.work import Work
-from macft.models.adapters import adapter_parameters, attach, save_adapter
+from macft.models.adapters import adapter_parameters, attach, write_adapter_files
 from macft.models.describe import fingerprint
 from macft.models.gguf import import_gguf
 from macft.models.load import load_model
@@ -101,7 +101,7 @@ def write_result(run: Run, base: Path, *, strength: float = 0.3, kind: str = "lo
             model.load_weights([(name, fresh)], strict=False)
     (run.path / "adapter").mkdir(exist_ok=True)
     provenance = {"base_model": "tiny", "base_fingerprint": fingerprint(base), **origin}
-    save_adapter(model, run.path / "adapter", config, provenance)
+    write_adapter_files(run.path / "adapter", adapter_parameters(model), config, provenance)
 
 
 def told() -> list[Event]:

@@ -216,7 +216,7 @@ PEAKS = """
 import sys, macft.models.load
 import mlx.core as mx
 from pathlib import Path
-from macft.models.adapters import attach, load_adapter, save_adapter
+from macft.models.adapters import adapter_parameters, attach, load_adapter, write_adapter_files
 from macft.models.fuse import prepare_fuse, write_fused
 from macft.models.layerwise import run_once
 from macft.models.load import load_lazily
@@ -225,7 +225,7 @@ base, folder = Path(sys.argv[1]), Path(sys.argv[2])
 model, _ = load_lazily(base, compute_dtype="stored")
 config = attach(model, LoraTable(rank=2), kind="lora", seed=0)
 (folder / "adapter").mkdir()
-save_adapter(model, folder / "adapter", config, {})
+write_adapter_files(folder / "adapter", adapter_parameters(model), config, {})
 del model
 (folder / "out").mkdir()
 mx.reset_peak_memory()
