@@ -21,6 +21,7 @@ from macft.models.gguf import import_gguf
 from macft.models.load import load_model
 from tests.golden import HERE, load_case
 from tests.models.adapters import write_golden_adapter
+from tests.models.export.lent import lend_tokenizer
 from tests.models.numpy_llama import forward, read_gguf
 from tests.models.tiny import TEMPLATE, make_weights
 from tests.models.tiny import write_gguf as write_theirs
@@ -85,14 +86,11 @@ def test_the_file_says_what_the_model_is(tiny: Path, tmp_path: Path) -> None:
     assert not [name for name in GGUFReader(tmp_path / "out.gguf").tensors if name.name == "output.weight"]
 
 
-def test_llama_3s_frequencies_are_those_that_mlx_computes_with(tiny: Path, tmp_path: Path) -> None:
+def test_llama_3s_frequencies_are_those_that_mlx_computes_with(tmp_path: Path) -> None:
     """The factors are checked as a whole: turning by them gives the logits of the golden llama 3."""
     case = load_case("llama3_rope")
     shutil.copytree(case.folder, tmp_path / "model")
-    told = json.loads((tiny / "tokenizer.json").read_text())
-    kept = {token: index for token, index in told["model"]["vocab"].items() if index < 256}
-    told["model"] |= {"vocab": kept, "merges": []}
-    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(told))
+    lend_tokenizer(tmp_path / "model")
     write_gguf(tmp_path / "out.gguf", tmp_path / "model", kind="f32", name="llama 3")
     tensors = read_gguf(tmp_path / "out.gguf")
     factors = tensors.pop("rope_freqs.weight")
@@ -148,6 +146,11 @@ def test_rules_without_a_name_are_refused(tiny: Path, tmp_path: Path) -> None:
     check_gguf(tmp_path / "model")
     told = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     told["pre_tokenizer"] = {"type": "Whitespace"}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="cuts text by rules"):
+        check_gguf(tmp_path / "model")
+    told = json.loads((tiny / "tokenizer.json").read_text())
+    told["model"]["merges"] = []
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(told))
     with pytest.raises(ModelError, match="cuts text by rules"):
         check_gguf(tmp_path / "model")
