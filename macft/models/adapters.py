@@ -176,7 +176,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    if isinstance(config, dict) and peft.is_peft(config) and (folder / peft.WEIGHTS).is_file():
+    if isinstance(config, dict) and peft.is_peft(config):
+        if not (folder / peft.WEIGHTS).is_file():
+            raise ModelError(f"{folder} has PEFT's {CONFIG} and no {peft.WEIGHTS}", fix="Save the adapter again.")
         return peft.from_peft(config, load_tensors(folder / peft.WEIGHTS), where=folder)[0]
     try:
         return _AdapterConfig.model_validate(config).model_dump(exclude_none=True)
