@@ -67,15 +67,17 @@ def head_logprobs(hidden: mx.array, targets: mx.array, head: Projection, *, with
     Returns:
         Natural-log probabilities [R], float32, nats.
     """
-    made: list[tuple[mx.array, ...]] = []
+    parts: list[mx.array] = []
     for start in range(0, hidden.shape[0], CHUNK_ROWS):
         chunk, wanted = hidden[start : start + CHUNK_ROWS], targets[start : start + CHUNK_ROWS]
-        if made:  # gradient and all, or MLX would run ahead and hold the logits of several chunks
-            chunk = mx.depends(chunk, list(made[-1]))
-        made.append(
-            _chunk_with_gradient(head)(chunk, wanted) if with_gradient else _normalized(head.logits(chunk), wanted)[:1]
+        if parts:  # or MLX would run ahead and hold the logits of all chunks; it still holds those of three
+            chunk = mx.depends(chunk, parts[-1])
+        parts.append(
+            _chunk_with_gradient(head)(chunk, wanted)[0]
+            if with_gradient
+            else _normalized(head.logits(chunk), wanted)[0]
         )
-    return mx.concatenate([logprobs for logprobs, *_ in made])
+    return mx.concatenate(parts)
 
 
 def _chunk_with_gradient(head: Projection) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
