@@ -41,10 +41,7 @@ class Draft:
 
     def written(self, key: str) -> str:
         """Return what the source says of a key, as TOML; empty when it says nothing."""
-        value: Any = self.values()
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return "" if value is None else tomlkit.item(value).as_string()
+        return look_up(self.values(), key)
 
     def shown(self, key: str) -> str:
         """Return a key's value as it stands now, as TOML."""
@@ -84,6 +81,14 @@ class Draft:
                 target = target.setdefault(table, tomlkit.table())
             target[name] = tomllib.loads(f"value = {_as_toml(key, value)}")["value"]
         write_atomic(path, tomlkit.dumps(document).encode())
+
+
+def look_up(values: dict[str, Any], key: str) -> str:
+    """Return what nested dicts say of a dotted key, as TOML; empty when they say nothing."""
+    value: Any = values
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return "" if value is None else str(tomlkit.item(value).as_string())
 
 
 def _as_toml(key: str, value: str) -> str:

@@ -82,20 +82,13 @@ def _read(followed: _Followed) -> None:
     if stamp != followed.stamp:
         followed.stamp = stamp
         row = replace(row, size_bytes=_size(run.adapter), note=run.note)
-    if events_or_status_changed(followed.row, row):
+    if _shown(row) != _shown(followed.row):
         followed.row = row
 
 
-def events_or_status_changed(before: RunRow, after: RunRow) -> bool:
-    """Return whether there is anything new to show; states are compared by identity, since their lists are long."""
-    if before.state is not after.state:
-        return True
-    return (before.status, before.size_bytes, before.note, before.error) != (
-        after.status,
-        after.size_bytes,
-        after.note,
-        after.error,
-    )
+def _shown(row: RunRow) -> tuple[object, ...]:
+    """Return what a screen shows of a row; the state by identity, since its lists are long."""
+    return id(row.state), row.status, row.size_bytes, row.note, row.error
 
 
 def _stamp(run: Run) -> tuple[int, int]:

@@ -12,9 +12,9 @@ LIVE = frozenset({"waiting", "preparing", "running", "paused"})
 """Statuses of a run that may still change by itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RunRow:
-    """A run as it is now.
+    """A run as it is now; another row of the same run is another moment, so rows are compared by identity.
 
     Attributes:
         status: As `Run.status` says it.

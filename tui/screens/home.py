@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Static
 
 from macft import api
 from macft.format import MISSING, count, duration, number, one_line
@@ -16,7 +16,7 @@ from tui.actions import bindings
 from tui.messages import RunRow
 from tui.screens.ask import AskScreen
 from tui.screens.difference import DifferenceScreen
-from tui.screens.frame import StudioScreen
+from tui.screens.listing import ListScreen
 from tui.theme import GLYPHS, STYLES
 from tui.widgets.run_detail import RunDetail
 
@@ -31,7 +31,7 @@ EMPTY = """Nothing yet. Three ways to begin:
 Whatever trains shows up here, and goes on when the studio is closed."""
 
 
-class HomeScreen(StudioScreen):
+class HomeScreen(ListScreen):
     """All runs."""
 
     NAME = "home"
@@ -47,17 +47,16 @@ class HomeScreen(StudioScreen):
         """Put the table beside what is said of one run."""
         with Horizontal(id="home"):
             with Vertical(id="list"):
-                yield Input(placeholder="Show runs with these letters · esc ends", id="filter", compact=True)
+                yield from self.compose_filter("runs")
                 yield DataTable(id="runs", cursor_type="row", zebra_stripes=False)
                 yield Static(Content(EMPTY), id="empty")
             yield RunDetail(id="detail")
 
     def on_mount(self) -> None:
-        """Make the columns, and hide what comes when it is asked for."""
+        """Make the columns."""
         table = self.table
         for name in COLUMNS:
             table.add_column(name.upper(), key=name)
-        self.query_one("#filter").display = False
 
     @property
     def table(self) -> "DataTable[Text]":
@@ -72,6 +71,10 @@ class HomeScreen(StudioScreen):
             return None
         key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
         return self.studio.row_of(Path(key)) if key else None
+
+    def refill(self) -> None:
+        """Show the runs that the filter wants."""
+        self.show_runs(self.studio.rows)
 
     def show_runs(self, rows: tuple[RunRow, ...]) -> None:
         """Bring the table up to date without moving the cursor off its run."""
@@ -94,10 +97,8 @@ class HomeScreen(StudioScreen):
         self.query_one(RunDetail).show(self.current)
 
     def _is_wanted(self, row: RunRow) -> bool:
-        words = self.query_one("#filter", Input).value.lower().split()
         model = row.state.started.model if row.state.started else ""
-        text = f"{row.name} {model} {row.note} {row.status}".lower()
-        return all(word in text for word in words)
+        return self.is_wanted(f"{row.name} {model} {row.note} {row.status}")
 
     def _cells(self, row: RunRow) -> list[Text]:
         state, started = row.state, row.state.started
@@ -193,26 +194,6 @@ class HomeScreen(StudioScreen):
             return
         path, kept = self.removed.pop()
         self.attempt(api.restore_run, kept, path, done=f"{path.name} is back")
-
-    def action_filter(self) -> None:
-        """Ask for letters to look for."""
-        field = self.query_one("#filter", Input)
-        field.display = True
-        field.focus()
-
-    def on_input_changed(self) -> None:
-        """Filter as the person types."""
-        self.show_runs(self.studio.rows)
-
-    def on_input_submitted(self) -> None:
-        """Go to what was found."""
-        self.table.focus()
-
-    def key_escape(self) -> None:
-        """End the filter."""
-        field = self.query_one("#filter", Input)
-        field.value, field.display = "", False
-        self.table.focus()
 
     def action_down(self) -> None:
         """Go down a row."""

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import DataTable, Input, ProgressBar, Static
+from textual.widgets import DataTable, ProgressBar, Static
 from textual.worker import get_current_worker
 
 from macft import api
@@ -21,7 +21,7 @@ from macft.plan import plan as make_plan
 from macft.recipe import SftRecipe
 from tui.actions import bindings
 from tui.screens.ask import AskScreen
-from tui.screens.frame import StudioScreen
+from tui.screens.listing import ListScreen
 from tui.widgets.memory_bar import SIGNS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Known(NamedTuple):
     chat: str
 
 
-class ModelsScreen(StudioScreen):
+class ModelsScreen(ListScreen):
     """All models of this machine."""
 
     NAME = "models"
@@ -62,7 +62,7 @@ class ModelsScreen(StudioScreen):
         """Put the table beside what is said of one model."""
         with Horizontal(id="models-body"):
             with Vertical(id="models-list"):
-                yield Input(placeholder="Show models with these letters · esc ends", id="filter", compact=True)
+                yield from self.compose_filter("models")
                 yield DataTable(id="models", cursor_type="row")
                 yield Static(Content(EMPTY), id="empty")
                 with Vertical(id="pulling"):
@@ -75,7 +75,7 @@ class ModelsScreen(StudioScreen):
         table = self.query_one("#models", DataTable)
         for name in COLUMNS:
             table.add_column(name.upper(), key=name)
-        for name in ("#filter", "#pulling", "#empty"):
+        for name in ("#pulling", "#empty"):
             self.query_one(name).display = False
         self.read_models()
 
@@ -88,12 +88,12 @@ class ModelsScreen(StudioScreen):
 
     def _show(self, found: list[Known]) -> None:
         self.models = found
-        self._fill()
+        self.refill()
 
-    def _fill(self) -> None:
+    def refill(self) -> None:
+        """Show the models that the filter wants."""
         table = self.query_one("#models", DataTable)
-        words = self.query_one("#filter", Input).value.lower().split()
-        shown = [known for known in self.models if all(word in known.facts.name.lower() for word in words)]
+        shown = [known for known in self.models if self.is_wanted(known.facts.name)]
         before = table.cursor_row
         table.clear()
         for known in shown:
@@ -186,26 +186,6 @@ class ModelsScreen(StudioScreen):
     def action_refresh(self) -> None:
         """Look at the folders again."""
         self.read_models()
-
-    def action_filter(self) -> None:
-        """Ask for letters to look for."""
-        field = self.query_one("#filter", Input)
-        field.display = True
-        field.focus()
-
-    def on_input_changed(self) -> None:
-        """Filter as the person types."""
-        self._fill()
-
-    def on_input_submitted(self) -> None:
-        """Go to what was found."""
-        self.query_one("#models").focus()
-
-    def key_escape(self) -> None:
-        """End the filter."""
-        field = self.query_one("#filter", Input)
-        field.value, field.display = "", False
-        self.query_one("#models").focus()
 
 
 def verdicts(facts: "ModelFacts", machine: MachineFacts) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from textual.message import Message
 from textual.widgets import Input, Select, Static
 
 from macft.format import one_line
-from tui.draft import Draft
+from tui.draft import Draft, look_up
 from tui.fields import Field, fields_of
 
 
@@ -76,10 +76,12 @@ class RecipeForm(VerticalScroll, can_focus=False):
     def show(self, draft: Draft, method: str, *, every_key: bool) -> None:
         """Make the fields of a draft anew."""
         self.remove_children()
+        source = draft.values()
         rows = [
-            FieldRow(field, draft.shown(field.key), draft.written(field.key))
+            FieldRow(field, draft.edits.get(field.key, written), written)
             for field in fields_of(method)
             if every_key or field.is_essential or field.key in draft.edits
+            for written in [look_up(source, field.key)]
         ]
         self.mount_all(rows)
 
