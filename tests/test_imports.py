@@ -24,6 +24,7 @@ LIGHT = [
     "macft.errors",
     "macft.events",
     "macft.gallery",
+    "macft.launcher",
     "macft.machine",
     "macft.macs",
     "macft.memory",

@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 
 from macft.data.batches import Batch
 from macft.models.adapters import set_dropout_keys
+from macft.training.distributed import ALONE, Ranks
 from macft.training.objectives import Objective
 from macft.training.optimizers import clip, global_norm
 
@@ -44,6 +45,7 @@ class Updater:
         max_grad_norm: Global norm that gradients are clipped to; 0 for no clipping.
         seed: With the step, fixes all noise of the update.
         compiled: Whether to compile both halves with `mx.compile`.
+        ranks: Each makes the same update, from the sums of all.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class Updater:
         max_grad_norm: float,
         seed: int,
         compiled: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.objective, self.optimizer, self.seed = model, objective, optimizer, seed
+        self.model, self.objective, self.optimizer, self.seed, self.ranks = model, objective, optimizer, seed, ranks
         optimizer.init(model.trainable_parameters())
         value_and_grad = nn.value_and_grad(model, partial(objective.total, model))
 
@@ -87,17 +90,27 @@ class Updater:
         self._apply = wrap(apply, inputs=state, outputs=state)
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> Outcome:
-        """Make the update of a step, or leave every weight as it is when something is not finite."""
-        keys = mx.random.split(mx.random.key((self.seed << 32) | step), 2 * len(batches))
+        """Make the update of a step, or leave every weight as it is when something is not finite.
+
+        Args:
+            step: 1 for the first.
+            batches: This rank's part of the update's rows; none when the update has fewer rows than there are ranks.
+            learning_rate: Of this update.
+        """
+        keys = mx.random.split(self.ranks.key(mx.random.key((self.seed << 32) | step)), 2 * max(1, len(batches)))
         weight = sum(self.objective.weight(batch) for batch in batches)
-        sums = None
+        sums: Any = None
         for number, batch in enumerate(batches):
             set_dropout_keys(self.model, keys[2 * number])
             sums = self._accumulate(Batch(*(mx.array(part) for part in batch)), keys[2 * number + 1], sums)
             mx.eval(sums)
-        loss, norm, gradients = self._measure(sums, mx.array(weight, mx.float32))
+        if sums is None:
+            sums = mx.array(0.0), tree_map(mx.zeros_like, self.model.trainable_parameters())
+        sums, weights = self.ranks.all_sum((sums, mx.array(weight, mx.float32)))
+        loss, norm, gradients = self._measure(sums, weights)
         mx.eval(loss, norm, gradients)
-        outcome = Outcome(loss.item(), norm.item(), math.isfinite(loss.item()) and math.isfinite(norm.item()))
+        seen, norm_seen = self.ranks.from_leader((loss.item(), norm.item()))
+        outcome = Outcome(seen, norm_seen, math.isfinite(seen) and math.isfinite(norm_seen))
         if outcome.is_finite:
             self.optimizer.learning_rate = learning_rate
             self._apply(gradients)
