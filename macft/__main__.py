@@ -19,9 +19,16 @@ def main() -> None:
     prepare_environment(sys.argv[1:], os.environ)
     if notice := reexec_with_openblas([sys.executable, *sys.orig_argv[1:]], os.environ):
         print(notice, file=sys.stderr)
+    if opens_studio(sys.argv[1:], is_terminal=sys.stdin.isatty() and sys.stdout.isatty()):
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "tui"])
     from macft.cli.main import run
 
     raise SystemExit(run(sys.argv[1:]))
+
+
+def opens_studio(arguments: Sequence[str], *, is_terminal: bool) -> bool:
+    """Return whether this is the studio's to answer: `macft` alone, on a terminal."""
+    return not arguments and is_terminal
 
 
 def prepare_environment(arguments: Sequence[str], environ: MutableMapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
 from macft.events import Event, RunEnded
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from macft.bench.report import BenchReport
-    from macft.chat.generate import ReplyPart
-    from macft.data.examples import Role
+    from macft.chat.compare import Voices
+    from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
+    from macft.serve import Served
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
@@ -118,6 +119,8 @@ def resume(name: str) -> Run:
     run = find_run(name, runs_folder())
     if run.is_live:
         raise RunError(f"{run.name} is running", fix=f"`macft attach {run.name}` follows it.")
+    if run.is_job:
+        raise RunError(f"{run.name} trains nothing: it left nothing to go on from", fix="Start the command again.")
     if run.state().status == "done":
         raise RunError(f"{run.name} is done", fix="To train longer, start a new run with start_from set to it.")
     _start_process(run)
@@ -125,10 +128,15 @@ def resume(name: str) -> Run:
 
 
 def start(path: Path) -> int:
-    """Train a run in this process (`macft _run`); returns the exit code."""
+    """Train a run, or do a job, in this process (`macft _run`); returns the exit code."""
+    run = Run.open(path)
+    if run.is_job:
+        from macft.jobs.process import run_job
+
+        return run_job(run)
     from macft.training.process import run_to_end
 
-    return run_to_end(Run.open(path))
+    return run_to_end(run)
 
 
 def other_rank() -> Launched | None:
@@ -210,6 +218,26 @@ def remove_run(name: str) -> Run:
     return run
 
 
+def write_note(name: str, text: str) -> None:
+    """Keep a person's note with a run; an empty text takes it away."""
+    find_run(name, runs_folder()).write_note(text)
+
+
+def discard_run(name: str) -> Path:
+    """Take a run out of the list without deleting it yet, and return where it waits; a live run is refused."""
+    return find_run(name, runs_folder()).discard()
+
+
+def restore_run(discarded: Path, path: Path) -> Run:
+    """Put a discarded run back to where it was."""
+    return Run(discarded).move_to(path)
+
+
+def forget_run(discarded: Path) -> None:
+    """Delete a discarded run for good."""
+    Run(discarded).remove()
+
+
 # Models
 
 
@@ -225,6 +253,24 @@ def pull(name: str, *, config_only: bool = False, progress: Callable[[str, int, 
     from macft.models.fetch import pull as fetch
 
     return fetch(name, home(), progress=progress, config_only=config_only)
+
+
+def start_pull(name: str) -> "subprocess.Popen[str]":
+    """Fetch a model in a process of its own, for a program that is offline itself.
+
+    Its stdout has event lines while it goes on, and at the end an object with the `path`; its stderr says what is
+    wrong. Killing it loses nothing: the next pull goes on where it was.
+    """
+    environ = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "pull", "--json", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+        start_new_session=True,
+    )
 
 
 # Data
@@ -279,30 +325,169 @@ def bench(recipe: Recipe, *, batches: int, progress: Callable[[int, int], None] 
     return measure(recipe, resolve(recipe.model, home()), batches=batches, progress=progress)
 
 
+# Fusing, merging, exporting
+
+
+def fuse(
+    name: str,
+    *,
+    out: Path | None = None,
+    model: str | None = None,
+    quantize: int | None = None,
+    dequantize: bool = False,
+    dtype: str = "",
+    data: Sequence[str] = (),
+    force: bool = False,
+) -> Run:
+    """Start a job that makes an adapter part of its base, and compares the two.
+
+    Args:
+        name: A run or an adapter folder.
+        out: Where the model goes; left out, `model/` in the job's folder.
+        model: The base of an adapter that does not name one.
+        quantize: Bits of the result, 4 or 8.
+        dequantize: Add to the base as training saw it, when it was quantized while loading.
+        dtype: Of floating-point weights; empty keeps the base's.
+        data: Rows to compare on, instead of the run's held-out ones.
+        force: Keep the result whatever was lost.
+
+    Raises:
+        MacftError: There is no such adapter or base, or something is at `out` already.
+    """
+    wishes = {"quantize": quantize, "dequantize": dequantize, "dtype": dtype, "data": list(data), "force": force}
+    return _start_job(name, {"kind": "fuse", "to": "mlx", **wishes}, out=out, model=model)
+
+
+def export(
+    name: str,
+    *,
+    to: str,
+    out: Path | None = None,
+    model: str | None = None,
+    gguf_type: str = "f16",
+    quantize: int | None = None,
+    ollama_base: str = "",
+    system: str = "",
+    data: Sequence[str] = (),
+    force: bool = False,
+) -> Run:
+    """Start a job that writes a result for another tool.
+
+    Args:
+        name: A run, an adapter folder (mlx-lm's or PEFT's) or a model's folder.
+        to: mlx, peft, gguf-adapter, gguf, ollama or lmstudio.
+        out: Where it goes; for lmstudio, its folder of models.
+        model: The base of an adapter that does not name one.
+        gguf_type: Of a GGUF file's matrices: f16, bf16, f32 or q8_0.
+        quantize: Bits of an MLX model, 4 or 8.
+        ollama_base: Ollama's name of the base, to write the adapter alone.
+        system: A system message for Ollama, instead of the template's own.
+        data: Rows to compare on, instead of the run's held-out ones.
+        force: Keep the result whatever was lost.
+
+    Raises:
+        MacftError: There is no such result or base, or something is at `out` already.
+    """
+    wishes: dict[str, object] = {"gguf_type": gguf_type, "quantize": quantize, "ollama_base": ollama_base}
+    wishes |= {"system": system, "data": list(data), "force": force}
+    if to == "lmstudio":
+        from macft.models.export.lmstudio import find_lmstudio
+
+        wishes["lmstudio"] = str(out.expanduser().resolve() if out else find_lmstudio(Path.home()))
+        out = None
+    return _start_job(name, {"kind": "export", "to": to, **wishes}, out=out, model=model)
+
+
+def merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat") -> Path:
+    """Write the weighted sum of adapters as one adapter folder.
+
+    Args:
+        parts: Runs or adapter folders of the same base, each with its strength.
+        out: The new folder.
+        way: `concat`, exact, or `linear`, which keeps the rank.
+
+    Raises:
+        MacftError: They do not fit together, or something is at `out` already.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.models.merge import Part, merge_adapters
+    from macft.models.shards import new_folder
+
+    found = [Part(find_adapter(name, runs_folder()), strength) for name, strength in parts]
+    folder = out.expanduser().resolve()
+    with new_folder(folder) as aside:
+        merge_adapters(found, aside, way="linear" if way == "linear" else "concat")
+    return folder
+
+
 # Chat
 
 
-class Chat:
-    """A conversation with a model, its adapter on; `reply` streams.
+def open_chat(name: str, *, base: bool = False, model: str | None = None) -> "ChatSession":
+    """Load what a name means, to talk to it.
 
     Args:
-        name: A run, an adapter folder, or a model.
-        base: Leave the run's adapter off.
+        name: A run, a checkpoint of it (`RUN@600`), an adapter folder, or a model.
+        base: Leave the adapter off.
         model: The base of an adapter that does not name one.
+
+    Raises:
+        MacftError: The name means nothing, or what it means cannot be loaded.
     """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.session import open_chat as load
 
-    def __init__(self, name: str, *, base: bool = False, model: str | None = None) -> None:
-        import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
-        from macft.chat.session import open_chat
+    return load(name, home=home(), runs=runs_folder(), base=base, model=model)
 
-        self._session = open_chat(name, home=home(), runs=runs_folder(), base=base, model=model)
-        self.title, self.note = self._session.title, self._session.note
 
-    def reply(
-        self, messages: "Sequence[tuple[Role, str]]", *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0
-    ) -> "Iterator[ReplyPart]":
-        """Stream the answer to (role, content) turns."""
-        return self._session.reply(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
+def compare(names: Sequence[str], *, base: bool = True, model: str | None = None, template: bool = True) -> "Voices":
+    """Load voices to be asked side by side: one batch where they share their weights.
+
+    Args:
+        names: Runs, checkpoints (`RUN@600`, `RUN@best`), adapter folders, models; at most eight with their Bases.
+        base: Put what tuned voices were before they were tuned in front of them.
+        model: The base of an adapter that does not name one.
+        template: Ask through each model's chat template; without, all continue the text.
+
+    Raises:
+        MacftError: A name means nothing, or what it means cannot be loaded.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+
+    sources = find_sources(names, home=home(), runs=runs_folder(), base=base, model=model)
+    return open_voices(sources, read_machine(), template=template)
+
+
+def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
+    """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
+
+    Raises:
+        MacftError: The name means nothing, what it means cannot be loaded, or the port is taken.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft import serve
+    from macft.chat.sources import find_source
+
+    source = find_source(name, home=home(), runs=runs_folder(), model=model)
+    return serve.open_server(source, port=port, max_tokens=max_tokens)
+
+
+def _start_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> Run:
+    from macft.jobs.job import plan_job
+    from macft.recipe import make_recipe
+
+    folder = str(out.expanduser().resolve()) if out else ""
+    if out and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise RunError(f"{folder} is there already", fix="Name another folder with --out, or remove it.")
+    job = plan_job(name, model=model, home=home(), runs=runs_folder(), out=folder, **wishes)
+    trained = Path(job.run) / "recipe.toml"
+    recipe = trained.read_text(encoding="utf-8") if job.run else dump_recipe(make_recipe({"model": job.base_name}))
+    run = Run.create(make_run_path(runs_folder(), method=job.kind, model=job.base_name or job.name), recipe)
+    job.save(run)
+    _start_process(run)
+    return run
 
 
 def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic_core import from_json
+
 SCHEMA = 1
 """Version of the event lines; written in `run_started`."""
 
@@ -180,6 +182,37 @@ class Scored(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlanned(Event):
+    """Fusing or exporting is about to write: how much, from what, and how much room there is."""
+
+    type: ClassVar[str] = "job_planned"
+    to: str
+    """mlx, peft, gguf-adapter, gguf, ollama or lmstudio."""
+    source: str
+    """What the numbers come from, for people."""
+    dtype: str
+    bits: int | None = None
+    size_bytes: int
+    """What will be written, files that are only needed meanwhile included."""
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultWritten(Event):
+    """A fused or exported model is on the disk."""
+
+    type: ClassVar[str] = "result"
+    to: str
+    path: str
+    size_bytes: int
+    metrics: Metrics = field(default_factory=dict)
+    """kept (share of what training changed), kl (tuned ‖ result, nats a token), kl_base (tuned ‖ base), agreement
+    (share of equal greedy tokens), tokens (compared); empty when nothing was compared."""
+    notes: list[str] = field(default_factory=list)
+    """What the receiving tool will and won't do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
     """The last event of a life: done, stopped by the user, or failed with a reason."""
 
@@ -198,6 +231,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     if isinstance(kind, type) and issubclass(kind, Event) and kind.type
 }
 """Every kind of event by the name it has on disk."""
+_KNOWN_KEYS = {kind: frozenset(item.name for item in dataclasses.fields(kind)) for kind in EVENT_TYPES.values()}
 
 
 def encode_event(event: Event) -> str:
@@ -209,11 +243,12 @@ def encode_event(event: Event) -> str:
 def decode_event(line: str) -> Event | None:
     """Return the event of a line, or None when its type is unknown or the line is not an event."""
     try:
-        values = json.loads(line)
-        kind = EVENT_TYPES[values["type"]]
-        known = {item.name for item in dataclasses.fields(kind)}
-        return kind(**{key: value for key, value in values.items() if key in known})
-    except (ValueError, KeyError, TypeError):
+        values = from_json(line)  # four times as fast as json.loads, felt when a screen opens a run of many steps
+        kind = EVENT_TYPES[values.pop("type")]
+        for unknown in values.keys() - _KNOWN_KEYS[kind]:
+            del values[unknown]
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

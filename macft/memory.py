@@ -83,6 +83,30 @@ class Shape(Protocol):
         """Whether embedding and head are one matrix."""
 
 
+class Loaded(Protocol):
+    """The sizes of a model's weights, as `models.describe.ModelFacts` has them."""
+
+    @property
+    def parameters(self) -> int:
+        """Weights before any quantization."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes as stored."""
+
+    @property
+    def float_values(self) -> int:
+        """Floating-point numbers as stored, scales included."""
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of quantized codes."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored quantized."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Values a token that come and go inside one layer, as multiples of its widths.
@@ -339,3 +363,17 @@ def peak_parts(
     if update > waiting + backward:
         return {**parts, "adapter": state + update, "activations": 0}
     return {**parts, "head": head} if head > layer else {**parts, "activations": kept + layer}
+
+
+def loaded_bytes(model: Loaded, *, quantize: int | None, group_size: int, is_gpu: bool) -> int:
+    """Return what a model's weights take in memory as they answer, cast or quantized while loading."""
+    stored_bytes = (model.weight_bytes - model.code_bytes) / max(1, model.float_values)
+    value_bytes = FLOAT32_BYTES if not is_gpu or stored_bytes > 3 else 2
+    if quantize and not model.is_quantized:
+        return quantized_bytes(model.parameters, bits=quantize, group_size=group_size, value_bytes=value_bytes)
+    return model.code_bytes + model.float_values * value_bytes
+
+
+def cache_bytes(shape: Shape, *, tokens: int, is_gpu: bool) -> int:
+    """Return what keys and values of so many tokens take."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * (2 if is_gpu else FLOAT32_BYTES)

@@ -21,6 +21,7 @@ from macft.memory import (
     STREAMED,
     Backend,
     Learner,
+    Loaded,
     Pass,
     Shape,
     choose_linears,
@@ -39,6 +40,8 @@ CACHE_SHARE = 0.1
 """Share of the working set that freed memory may take before it is given back; on Metal the run sets this limit."""
 CPU_TOKENS, GPU_TOKENS = 512, 8192
 """Tokens a micro-batch when memory would allow more: nothing is gained from here on, and a CPU loses its caches."""
+REFERENCE_READINGS = {"dpo": 1, "kto": 2}
+"""How often a method's reference reads every row before training; KTO's also reads each prompt with another answer."""
 ENOUGH_TOKENS = 512
 """Micro-batches may shrink to this before layers are computed again."""
 RECOMPUTE_TIME = 1.4
@@ -53,32 +56,12 @@ class Verdict(StrEnum):
     DOES_NOT_FIT = "does not fit"
 
 
-class Model(Shape, Protocol):
+class Model(Shape, Loaded, Protocol):
     """What a plan needs to know of a model; `models.describe.ModelFacts` is one."""
 
     @property
     def name(self) -> str:
         """What to call it."""
-
-    @property
-    def parameters(self) -> int:
-        """Weights before any quantization."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes as stored."""
-
-    @property
-    def float_values(self) -> int:
-        """Floating-point numbers as stored, scales included."""
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of quantized codes."""
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it is stored quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +69,11 @@ class DataFacts:
     """What a plan needs to know of the rows; lengths in tokens.
 
     Attributes:
-        tokens: Of all training rows.
+        tokens: Of all training rows; a prompt with several answers counts once.
+        longest: Of the longest attention row.
         p99: Length that 99% of the rows do not exceed.
         valid_tokens: Of the rows that every evaluation scores.
+        widest: Of a row with all its answers; 0 where rows have one.
         is_estimate: Guessed from the files' sizes; nothing was tokenized.
     """
 
@@ -98,7 +83,13 @@ class DataFacts:
     longest: int
     p99: int
     valid_tokens: int = 0
+    widest: int = 0
     is_estimate: bool = False
+
+    @property
+    def largest(self) -> int:
+        """Most tokens that a row lays into the stream, and so the least that a forward pass must take."""
+        return max(self.widest, self.longest)
 
     @property
     def supervised_share(self) -> float:
@@ -111,7 +102,14 @@ class DataFacts:
             return self
         share = min(1.0, longest * self.rows / max(1, self.tokens))
         tokens, supervised = int(self.tokens * share), int(self.supervised_tokens * share)
-        return replace(self, tokens=tokens, supervised_tokens=supervised, longest=longest, p99=min(self.p99, longest))
+        return replace(
+            self,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            longest=longest,
+            p99=min(self.p99, longest),
+            widest=self.widest * longest // self.longest,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +240,12 @@ def _plan(
     data = data.cut(recipe.max_seq_length)
     available = int(machine.working_set_bytes * USABLE_SHARE)
     is_gpu = machine.is_apple_silicon
-    cap = max(data.longest, GPU_TOKENS if is_gpu else CPU_TOKENS)
-    floor = max(data.longest, min(cap, ENOUGH_TOKENS))
+    cap = max(data.largest, GPU_TOKENS if is_gpu else CPU_TOKENS)
+    floor = max(data.largest, min(cap, ENOUGH_TOKENS))
     levels = ("none", "layer") if recipe.recompute == "auto" else (recipe.recompute,)
     candidates = [(levels[0], tokens) for tokens in _halved(cap, floor)]
     candidates += [(level, tokens) for level in levels[1:] for tokens in _halved(cap, floor)]
-    candidates += [(levels[-1], tokens) for tokens in _halved(floor, data.longest)]
+    candidates += [(levels[-1], tokens) for tokens in _halved(floor, data.largest)]
     limit = available * TIGHT_SHARE
     for level, tokens in candidates:
         parts = _parts(recipe, model, data, level, tokens, is_gpu=is_gpu)
@@ -274,8 +272,8 @@ def _halved(most: int, least: int) -> Iterator[int]:
 
 def _parts(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: int, *, is_gpu: bool) -> dict[str, int]:
     backend = _backend(recipe, model, is_gpu=is_gpu)
-    rows = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size, max(1, budget // max(1, data.longest)))
-    most = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size) * data.longest
+    rows = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size, max(1, budget // max(1, data.largest)))
+    most = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size) * data.largest
     tokens = max(1, min(budget, most))
     learner = _learner(recipe, model)
     part = Pass(
@@ -362,10 +360,11 @@ def _seconds(recipe: Recipe, model: Model, data: DataFacts, calibration: Calibra
     body = max(0, model.parameters - head * (1 if model.tied else 2))
     scores = model.layers * model.heads * model.head_dim * data.tokens / rows
     forward = 2 * (body + head * data.supervised_share + scores)
-    passes = 3 if recipe.adapter == "full" else 2
+    passes = (3 if recipe.adapter == "full" else 2) + (recipe.method == "kto")
     evaluations = 1 + (10 if recipe.evaluate.every is None else steps // recipe.evaluate.every)
     training = passes * forward * tokens * (RECOMPUTE_TIME if level == "layer" else 1.0)
-    return (training + evaluations * forward * data.valid_tokens) / calibration.step_flops
+    reference = REFERENCE_READINGS.get(recipe.method, 0) * forward * (data.tokens + data.valid_tokens)
+    return (training + evaluations * forward * data.valid_tokens + reference) / calibration.step_flops
 
 
 def _changes(recipe: Recipe, model: Model, data: DataFacts) -> Iterator[tuple[str, Any, str, str]]:

@@ -22,7 +22,12 @@ from macft.events import Event, decode_event, encode_event
 from macft.state import RunState, fold
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+JOB = "job.json"
+"""Makes a run folder one of fusing or exporting, and says what it does."""
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 20, 0.025
+NOTE = "note.txt"
+DISCARDED = ".discarded"
+"""Beside the runs: those that were removed a moment ago and can still be brought back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,11 @@ class Run:
         """Where the result is: the adapter, or the model after full fine-tuning."""
         model = self.path / "model"
         return model if model.is_dir() else self.path / "adapter"
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it fuses or exports, and trains nothing."""
+        return (self.path / JOB).is_file()
 
     @property
     def checkpoints(self) -> Path:
@@ -165,6 +175,45 @@ class Run:
                 continue
         return actions, offset
 
+    @property
+    def note(self) -> str:
+        """A person's own words on the run, empty when there are none."""
+        try:
+            return (self.path / NOTE).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def write_note(self, text: str) -> None:
+        """Keep a note with the run; an empty text takes it away."""
+        if text.strip():
+            write_atomic(self.path / NOTE, text.strip().encode())
+        else:
+            (self.path / NOTE).unlink(missing_ok=True)
+
+    def discard(self) -> Path:
+        """Move the folder out of the list, from where it can be moved back, and return the new place.
+
+        Raises:
+            RunLocked: It is being trained.
+        """
+        with self.lock():
+            waiting = self.path.parent / DISCARDED
+            waiting.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            place, number = waiting / self.name, 2
+            while place.exists():
+                place, number = waiting / f"{self.name}-{number}", number + 1
+            return self.path.rename(place)
+
+    def move_to(self, path: Path) -> "Run":
+        """Move the folder to a place that is free.
+
+        Raises:
+            RunError: Something is there already.
+        """
+        if path.exists():
+            raise RunError(f"{path} exists already", fix="Move it out of the way first.")
+        return Run(self.path.rename(path))
+
     def remove(self) -> None:
         """Delete the folder.
 
@@ -194,7 +243,7 @@ def make_run_path(runs: Path, *, method: str, model: str) -> Path:
 
 
 def find_run(name: str, runs: Path) -> Run:
-    """Return the run with this name, path or unambiguous part of a name; `latest` is the one that was started last.
+    """Return the run with this name, path or unambiguous part of a name; `latest` is the training started last.
 
     Raises:
         RunError: No run matches, or several do.
@@ -203,7 +252,8 @@ def find_run(name: str, runs: Path) -> Run:
         return Run.open(Path(name).expanduser().resolve())
     known = list_runs(runs)
     exact = [run for run in known if run.name == name]
-    matches = exact or (known[:1] if name == "latest" else [run for run in known if name in run.name])
+    trained = [run for run in known if not run.is_job] if name == "latest" else []
+    matches = exact or (trained[:1] if name == "latest" else [run for run in known if name in run.name])
     if not matches:
         raise RunError(f"no run is called {name!r} in {runs}", fix="`macft runs` lists the runs.")
     if len(matches) > 1:
@@ -240,6 +290,15 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_lines(path: Path, offset: int) -> tuple[list[str], int]:

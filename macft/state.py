@@ -5,7 +5,7 @@ Whether a silent run lives or crashed is the lock's to say (`Run.status`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from macft.events import (
@@ -76,10 +76,10 @@ class RunState:
 
 def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
     """Return `state` after `events`; the given state is left as it was."""
-    current = _with_own_lists(state or RunState())
+    values = _values_of(state or RunState())
     for event in events:
-        current = _after(current, event)
-    return current
+        _apply(values, event)
+    return RunState(**values)
 
 
 _STATUS: dict[type[Event], str] = {
@@ -102,39 +102,41 @@ _ALL: dict[type[Event], str] = {
     StepSkipped: "skipped",
     Warned: "warnings",
 }
+_NAMES = tuple(item.name for item in fields(RunState))
 
 
-def _after(state: RunState, event: Event) -> RunState:
+def _apply(values: dict[str, Any], event: Event) -> None:
+    """Change the fields of a state as an event says; its lists are its own."""
     kind = type(event)
     if kind in _ALL:
-        getattr(state, _ALL[kind]).append(event)
-    changes: dict[str, Any] = {"updated": event.time, "status": _STATUS.get(kind, state.status)}
-    if kind in _LATEST:
-        changes[_LATEST[kind]] = event
+        values[_ALL[kind]].append(event)
+    elif kind in _LATEST:
+        values[_LATEST[kind]] = event
+    values["updated"] = event.time
+    values["status"] = _STATUS.get(kind, values["status"])
     match event:
         case RunStarted():
-            return RunState(status="preparing", started=event, updated=event.time)
+            values.update(_values_of(RunState(status="preparing", started=event, updated=event.time)))
         case RunResumed():
-            changes |= _rewound(state, event.step)
+            values.update(_rewound(values, event.step))
         case StepDone() | StepSkipped():
-            changes["step"] = event.step
+            values["step"] = event.step
         case Evaluated(is_best=True):
-            changes["best"] = event
+            values["best"] = event
         case CheckpointSaved():
-            changes["checkpoint_step"] = event.step
+            values["checkpoint_step"] = event.step
         case RunEnded():
-            changes["status"] = event.status
+            values["status"] = event.status
         case _:
             pass
-    return replace(state, **changes)
 
 
-def _rewound(state: RunState, step: int) -> dict[str, Any]:
-    kept = {name: [event for event in getattr(state, name) if event.step <= step] for name in _ALL.values()}
+def _rewound(values: dict[str, Any], step: int) -> dict[str, Any]:
+    kept = {name: [event for event in values[name] if event.step <= step] for name in _ALL.values()}
     best = next((event for event in reversed(kept["evaluations"]) if event.is_best), None)
     return {**kept, "step": step, "best": best, "ended": None, "scores": None}
 
 
-def _with_own_lists(state: RunState) -> RunState:
-    lists: dict[str, Any] = {name: list(getattr(state, name)) for name in _ALL.values()}
-    return replace(state, **lists)
+def _values_of(state: RunState) -> dict[str, Any]:
+    values = {name: getattr(state, name) for name in _NAMES}
+    return values | {name: list(values[name]) for name in _ALL.values()}

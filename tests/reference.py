@@ -1,31 +1,41 @@
 """The recipe reference of the README, made from the model: `make reference` writes it again.
 
-The rule: a key is documented where it is declared, in `macft/recipe.py`, and nowhere else.
+The rule: a key is documented where it is declared, in `macft/recipe_methods.py` and `macft/recipe_tables.py`, and
+nowhere else. Keys that all methods share come first; then those of some methods, and defaults that differ.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from macft.recipe import PretrainRecipe, SftRecipe, describe_fields
+from macft.recipe import METHODS, BaseRecipe, describe_fields
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- reference: made by `make reference` -->", "<!-- end of reference -->"
 
+Documented = tuple[str, str]
+"""A default and its documentation."""
+
 
 def make_reference() -> str:
-    """Return a Markdown table of every key: its default, its values where they are named, what it means."""
-    choices = _choices()
-    choices["method"] = ["sft", "pretrain"]
+    """Return two Markdown tables: keys of every method, and keys or defaults of some."""
+    keys = {method: _documented(kind) for method, kind in METHODS.items()}
+    shared = dict(_documented(BaseRecipe))
     lines = ["| key | default | what it means |", "| --- | --- | --- |"]
-    for key, default, meaning in describe_fields(SftRecipe):
-        named = choices.get(key, [])
-        if key == "method":
-            meaning = " ".join(doc for kind in (SftRecipe, PretrainRecipe) for doc in _documented(kind, "method"))
-        values = f" One of {', '.join(f'`{value}`' for value in named)}." if len(named) > 1 else ""
-        shown = f"`{default}`" if default and default != "required" else default
-        lines.append(f"| `{key}` | {shown} | {(meaning + values).replace('|', chr(92) + '|')} |")
+    methods = ", ".join(f"`{method}`" for method in METHODS)
+    lines.append(f'| `method` | `"sft"` | How the model learns. One of {methods}. |')
+    lines += [_line(key, *found) for key, found in shared.items()]
+    lines += ["", "Keys of some methods, and defaults that differ:", ""]
+    lines += ["| key | method | default | what it means |", "| --- | --- | --- | --- |"]
+    for key, found, named in _own(keys, shared):
+        of = ", ".join(f"`{method}`" for method in named)
+        lines.append(_line(key, *found).replace("` | ", f"` | {of} | ", 1))
     return "\n".join(lines)
+
+
+def list_keys() -> set[str]:
+    """Return every key of every method."""
+    return {key for kind in METHODS.values() for key, _, _ in describe_fields(kind)}
 
 
 def read_reference(readme: str) -> str:
@@ -40,12 +50,34 @@ def write_reference(path: Path = README) -> None:
     path.write_text(f"{before}{start}\n{make_reference()}\n{end}{after}", encoding="utf-8")
 
 
-def _documented(kind: type[SftRecipe | PretrainRecipe], key: str) -> Iterator[str]:
-    return (f"`{kind.model_fields[key].default}`: {doc}" for name, _, doc in describe_fields(kind) if name == key)
+def _own(
+    keys: dict[str, dict[str, Documented]], shared: dict[str, Documented]
+) -> Iterator[tuple[str, Documented, list[str]]]:
+    """Yield each key that is not everywhere the same, with the methods that have it so."""
+    said: list[tuple[str, Documented]] = []
+    for found in keys.values():
+        said += [item for item in found.items() if item not in said and shared.get(item[0]) != item[1]]
+    for key, documented in said:
+        yield key, documented, [method for method, found in keys.items() if found.get(key) == documented]
 
 
-def _choices() -> dict[str, list[Any]]:
-    schema = SftRecipe.model_json_schema()
+def _line(key: str, default: str, meaning: str) -> str:
+    shown = f"`{default}`" if default and default != "required" else default
+    return f"| `{key}` | {shown} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def _documented(kind: type[BaseRecipe]) -> dict[str, Documented]:
+    choices = _choices(kind)
+    found = {}
+    for key, default, doc in describe_fields(kind):
+        named = choices.get(key, [])
+        values = f" One of {', '.join(f'`{value}`' for value in named)}." if len(named) > 1 else ""
+        found[key] = (default, " ".join(f"{doc}{values}".split()))
+    return found
+
+
+def _choices(kind: type[BaseRecipe]) -> dict[str, list[Any]]:
+    schema = kind.model_json_schema()
     found: dict[str, list[Any]] = {}
 
     def walk(table: dict[str, Any], prefix: str) -> None:

@@ -15,9 +15,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from macft.cli.format import clean
 from macft.cli.main import run
 from macft.events import Evaluated
+from macft.format import clean
 from macft.models.adapters import load_adapter
 from macft.models.load import load_model, load_tokenizer
 from macft.run import Run

@@ -21,11 +21,11 @@ from macft.cli.main import EPILOGUE, app, run
 from macft.data.examples import ChatExample, CompletionExample, TextExample, parse_example
 from macft.data.sources import Row
 from macft.events import EVENT_TYPES, decode_event
-from macft.recipe import PretrainRecipe, SftRecipe, describe_fields, make_recipe
+from macft.recipe import make_recipe
 from macft.run import Run, list_runs
 from tests.conftest import REPOSITORY
 from tests.golden import load_case
-from tests.reference import README, make_reference, read_reference
+from tests.reference import README, list_keys, make_reference, read_reference
 
 TEXT = README.read_text(encoding="utf-8")
 KINDS = [ChatExample, ChatExample, CompletionExample, CompletionExample, TextExample]
@@ -66,6 +66,7 @@ class Desk:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0123")
         (folder / "my.jsonl").write_text("\n".join(row for row in rows() if "text" not in json.loads(row)))
+        (folder / "prompts.txt").write_text("What is 2 + 2?\nWho?\n")
         (folder / "recipes").symlink_to(REPOSITORY / "recipes")
         assert self.macft("train quickstart").returncode == 0
 
@@ -73,6 +74,7 @@ class Desk:
         """Run a command, cut down when it trains."""
         arguments = shlex.split(line)
         short = [word for setting in SHORT for word in ("--set", setting)] if arguments[0] == "train" else []
+        short = ["--max-tokens", "4"] if arguments[0] == "compare" else short
         return subprocess.run(
             [sys.executable, "-m", "macft", *arguments, *short],
             cwd=self.folder,
@@ -171,8 +173,7 @@ def test_the_reference_is_the_models() -> None:
     shown = read_reference(TEXT)
     assert shown == make_reference(), "the README's recipe reference is old: `make reference` writes it again"
     keys = re.findall(r"^\| `([a-z_.]+)` \|", shown, flags=re.MULTILINE)
-    assert keys == [key for key, _, _ in describe_fields(SftRecipe)]
-    assert set(keys) == {key for key, _, _ in describe_fields(PretrainRecipe)}
+    assert set(keys) == list_keys()
 
 
 def test_nothing_links_to_a_file_that_is_not_there() -> None:

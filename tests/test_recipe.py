@@ -1,11 +1,13 @@
 """The recipe: what it accepts, what it refuses and how it says so."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from macft.errors import RecipeError
 from macft.recipe import (
+    PreferenceRecipe,
     PretrainRecipe,
     SftRecipe,
     apply_overrides,
@@ -147,3 +149,35 @@ def test_every_key_is_documented() -> None:
     assert {"checkpoint.every", "evaluate.every", "lora.rank", "lora.alpha", "lora.dropout", "lora.targets"} <= set(
         names
     )
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo", "cpo", "kto"])
+def test_a_preference_recipe_has_keys_and_defaults_of_its_own(method):
+    recipe = make_recipe({"model": "m", "method": method, "beta": 0.3})
+    assert isinstance(recipe, PreferenceRecipe)
+    assert (recipe.method, recipe.beta) == (method, 0.3)
+    assert recipe.learning_rate < make_recipe({"model": "m"}).learning_rate
+    assert make_recipe(tomllib.loads(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "said"),
+    [
+        ("sft", {"beta": 0.1}, "beta: unknown key"),
+        ("orpo", {"reference": "base"}, "reference: unknown key"),
+        ("dpo", {"gamma": 0.5}, "gamma: unknown key"),
+        ("dpo", {"neftune_alpha": 5.0}, "neftune_alpha: unknown key"),
+        ("dpo", {"loss": "sigmoyd"}, "loss: input should be"),
+        ("dpo", {"label_smoothing": 0.5}, "label_smoothing: input should be less than 0.5"),
+        ("dpo", {"beta": 0.0}, "beta: input should be greater than 0"),
+        ("dpo", {"ld_alpha": 1.5}, "ld_alpha: input should be less than or equal to 1"),
+        ("dpo", {"lora": {"dropout": 0.1}}, "lora.dropout: must be 0 here"),
+        ("dpo", {"loss": "ipo", "label_smoothing": 0.1}, 'label_smoothing: has no meaning with loss = "ipo"'),
+        ("sft", {"evaluate": {"metric": "eval_rewards/margins"}}, "evaluate.metric: "),
+        ("kto", {"evaluate": {"metric": "eval_rewards/accuracies"}}, "evaluate.metric: "),
+    ],
+)
+def test_what_a_method_has_no_meaning_for_is_refused(method, keys, said):
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({"model": "m", "method": method, **keys})
+    assert said in str(caught.value)

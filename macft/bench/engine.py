@@ -12,18 +12,20 @@ import mlx.nn as nn
 
 from macft.bench.clock import Cost, timed
 from macft.bench.flops import Shape, useful_flops
-from macft.data.batches import Batch, Ints, make_batch, plan_epoch, split_micro_batches
-from macft.data.prepare import TokenRows, prepare
+from macft.data.batches import Batch, Ints, LabeledBatch, MicroBatch, Rows, plan_epoch, split_micro_batches
+from macft.data.prepare import AnyRows, prepare
 from macft.machine import runs_folder
-from macft.models.adapters import ADAPTED, adapter_parameters, count_values, recompute_layers
+from macft.models.adapters import ADAPTED, adapter_parameters, adapters_off, count_values
 from macft.models.describe import ModelFacts, describe
 from macft.models.head import find_head
 from macft.models.load import load_tokenizer
+from macft.models.recompute import recompute
 from macft.models.stream import prepare_stream
 from macft.plan import CPU_TOKENS, GPU_TOKENS
-from macft.recipe import Recipe
-from macft.training.objectives import Supervised
+from macft.recipe import Recipe, dump_recipe
+from macft.training.objectives import make_objective
 from macft.training.optimizers import make_optimizer
+from macft.training.reference import ReferencePass, refer
 from macft.training.trainable import make_trainable
 from macft.training.update import Updater
 
@@ -41,15 +43,14 @@ class Engine:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, longest: int, micro_batch_tokens: int | None = None) -> None:
-        self.recipe, self.facts = recipe, describe(folder)
+        self.recipe, self.facts, self.longest = recipe, describe(folder), longest
         self.model, _ = make_trainable(recipe, folder, runs_folder())
         self.shape = read_shape(self.model, self.facts)
         self.on_cpu = mx.default_device() == mx.cpu
         self.micro_batch_tokens = micro_batch_tokens or (CPU_TOKENS if self.on_cpu else GPU_TOKENS)
-        stream = prepare_stream(self.model, longest=longest)
-        if recipe.recompute == "layer":
-            recompute_layers(self.model)
-        self.objective = Supervised(find_head(self.model), stream)
+        self.head, self.stream = find_head(self.model), prepare_stream(self.model, longest=longest)
+        recompute(self.model, "none" if recipe.recompute == "auto" else recipe.recompute, self.stream)
+        self.objective = make_objective(recipe, self.head, self.stream)
         self.updater = Updater(
             self.model,
             self.objective,
@@ -66,22 +67,36 @@ class Engine:
         """The type that activations have."""
         return self.model.model.norm.weight.dtype if hasattr(self.model.model, "norm") else mx.float32
 
-    def split(self, rows: TokenRows, indices: Ints) -> list[Batch]:
+    def refer(self, rows: AnyRows, cache: Path, progress: Progress | None = None) -> Rows:
+        """Return rows with what the reference says of them: the model with its adapter off.
+
+        Args:
+            rows: As `read_rows` gives them.
+            cache: A folder that the reference's log-probabilities are kept in; an empty one makes the pass happen.
+            progress: Told rows done, and rows in all.
+        """
+        stands_on = {"model": self.facts.path, "recipe": dump_recipe(self.recipe)}
+        score = ReferencePass(
+            self.model, self.head, self.stream, tokens=self.micro_batch_tokens, folder=cache, stands_on=stands_on
+        )
+        with adapters_off(self.model):
+            return refer(self.recipe, [rows], score, progress or (lambda *_: None), limit=self.longest)[0]
+
+    def split(self, rows: Rows, indices: Ints) -> list[MicroBatch]:
         """Lay an update's rows out as micro-batches."""
         parts = split_micro_batches(indices, rows.lengths, tokens=self.micro_batch_tokens, rows=len(indices))
-        return [make_batch(rows, part) for part in parts]
+        return [rows.batch(part) for part in parts]
 
-    def work(self, rows: TokenRows, indices: Ints) -> int:
+    def work(self, rows: Rows, indices: Ints) -> int:
         """Return the useful operations of an update."""
-        lengths, supervised = rows.lengths[indices].tolist(), int(rows.supervised[indices].sum())
-        return useful_flops(self.shape, lengths, supervised=supervised)
+        return sum(batch_flops(self.shape, batch) for batch in self.split(rows, indices))
 
-    def update(self, rows: TokenRows, indices: Ints) -> Cost:
+    def update(self, rows: Rows, indices: Ints) -> Cost:
         """Make one update, from rows to new weights, and return what it took."""
         self.steps += 1
         return timed(lambda: self.updater(self.steps, self.split(rows, indices), self.recipe.learning_rate))
 
-    def peak_bytes(self, rows: TokenRows, indices: Ints) -> int:
+    def peak_bytes(self, rows: Rows, indices: Ints) -> int:
         """Return the memory that one update takes beside weights, adapter and optimizer."""
         mx.clear_cache()
         mx.reset_peak_memory()
@@ -90,7 +105,7 @@ class Engine:
         return mx.get_peak_memory() - before
 
 
-def read_rows(recipe: Recipe, folder: Path, progress: Progress | None = None) -> TokenRows:
+def read_rows(recipe: Recipe, folder: Path, progress: Progress | None = None) -> AnyRows:
     """Tokenize a recipe's training rows for a model."""
     facts = describe(folder)
     longest = min(recipe.max_seq_length, facts.context or recipe.max_seq_length)
@@ -104,9 +119,35 @@ def read_rows(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     ).train
 
 
-def plan_rows(rows: TokenRows, *, batch_size: int, seed: int) -> list[Ints]:
+def plan_rows(rows: Rows | AnyRows, *, batch_size: int, seed: int) -> list[Ints]:
     """Return the first epoch's updates, as training would take them."""
     return plan_epoch(rows.lengths, batch_size=batch_size, seed=seed, epoch=0)
+
+
+def batch_flops(shape: Shape, batch: MicroBatch) -> int:
+    """Return the useful operations of a micro-batch in an update; KTO's mismatched rows have no gradient."""
+    without_gradient = [batch.mismatched.layout] if isinstance(batch, LabeledBatch) else []
+    return _layout_flops(shape, layout_of(batch)) + sum(
+        _layout_flops(shape, layout, backward=False) for layout in without_gradient
+    )
+
+
+def _layout_flops(shape: Shape, layout: Batch, *, backward: bool = True) -> int:
+    taken = layout.taken.reshape(layout.gather.shape).sum(axis=1)
+    return useful_flops(
+        shape,
+        layout.lengths.tolist(),
+        supervised=int(layout.weight.sum()),
+        shared=(layout.lengths - taken).tolist(),
+        backward=backward,
+    )
+
+
+def layout_of(batch: MicroBatch) -> Batch:
+    """Return how the rows lie that a micro-batch trains on."""
+    if isinstance(batch, Batch):
+        return batch
+    return batch.own.layout if isinstance(batch, LabeledBatch) else batch.layout
 
 
 def read_shape(model: nn.Module, facts: ModelFacts) -> Shape:

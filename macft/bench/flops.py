@@ -25,7 +25,9 @@ class Shape(NamedTuple):
     attention_width: int
 
 
-def useful_flops(shape: Shape, lengths: Sequence[int], *, supervised: int) -> int:
+def useful_flops(
+    shape: Shape, lengths: Sequence[int], *, supervised: int, shared: Sequence[int] = (), backward: bool = True
+) -> int:
     """Return the operations of one update on rows of the given lengths, forward and backward.
 
     A frozen weight costs two products a token (forward, and its input's gradient), a trained one three; the head only
@@ -35,10 +37,14 @@ def useful_flops(shape: Shape, lengths: Sequence[int], *, supervised: int) -> in
         shape: Of the model.
         lengths: Tokens of each row.
         supervised: Supervised tokens of all rows.
+        shared: Tokens that rows begin with and that another row has too: they need no work of their own.
+        backward: False for a forward pass alone.
     """
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
-    linear = (4 * shape.body + 6 * shape.adapters) * sum(lengths) + 4 * shape.head * supervised
-    return linear + 12 * shape.layers * shape.attention_width * pairs
+    pairs = sum(length * (length + 1) // 2 for length in lengths) - sum(size * (size + 1) // 2 for size in shared)
+    tokens = sum(lengths) - sum(shared)
+    body, adapters, head, attention = (4, 6, 4, 12) if backward else (2, 2, 2, 4)
+    linear = (body * shape.body + adapters * shape.adapters) * tokens + head * shape.head * supervised
+    return linear + attention * shape.layers * shape.attention_width * pairs
 
 
 def padded_flops(shape: Shape, *, rows: int, length: int) -> int:

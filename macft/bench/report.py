@@ -6,11 +6,12 @@ both held against the fastest matrix product, measured between the batches.
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from macft.bench.clock import Peak, measure_peak
-from macft.bench.engine import Engine, Progress, plan_rows, read_rows
+from macft.bench.engine import Engine, Progress, layout_of, plan_rows, read_rows
 from macft.bench.sample import Estimate, median, spread
 from macft.data.batches import Batch
 from macft.recipe import Recipe
@@ -89,8 +90,10 @@ def bench(recipe: Recipe, folder: Path, *, batches: int, progress: Progress | No
         batches: How many are timed.
         progress: Called with batches done and in all.
     """
-    rows = read_rows(recipe, folder)
-    engine = Engine(recipe, folder, longest=int(rows.lengths.max()))
+    prepared = read_rows(recipe, folder)
+    engine = Engine(recipe, folder, longest=int(prepared.longest.max()))
+    with TemporaryDirectory() as nowhere:
+        rows = engine.refer(prepared, Path(nowhere))
     plan = plan_rows(rows, batch_size=recipe.batch_size, seed=recipe.seed)
     work = [engine.work(rows, indices) for indices in plan]
     chosen = spread(work, batches)
@@ -104,7 +107,7 @@ def bench(recipe: Recipe, folder: Path, *, batches: int, progress: Progress | No
         if progress:
             progress(done + 1, len(chosen))
     peak = peak.or_better(measure_peak(engine.dtype))
-    laid_out = [batch for indices in plan for batch in engine.split(rows, indices)]
+    laid_out = [layout_of(batch) for indices in plan for batch in engine.split(rows, indices)]
     tokens = np.array([rows.lengths[plan[place]].sum() for place in chosen])
     useful = np.array([work[place] for place in chosen])
     seconds, cpu_seconds = np.array(costs).T
@@ -141,6 +144,6 @@ def bench(recipe: Recipe, folder: Path, *, batches: int, progress: Progress | No
 
 def padded_share(batches: list[Batch], *, on_stream: bool) -> float:
     """Return the share of tokens that are not real, in the stream or in rows padded to the longest of a micro-batch."""
-    real = sum(int(batch.lengths.sum()) for batch in batches)
+    real = sum(int((batch.taken if on_stream else batch.lengths).sum()) for batch in batches)
     laid = sum(batch.tokens.size if on_stream else batch.gather.size for batch in batches)
     return 1.0 - real / int(laid)

@@ -24,7 +24,7 @@ FIRST_MODEL = "smollm2-135m"
 AsJson = Annotated[bool, Parameter(name="--json")]
 Files = Annotated[list[str], Parameter(consume_multiple=True)]
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
-Method = Literal["sft", "pretrain"]
+Method = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "cpo", "kto"]
 TrainOn = Literal["assistant", "last", "all"]
 
 

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 
 from macft import api
 from macft.cli.arguments import AsJson, Files, Positive, read_recipe
-from macft.cli.format import columns, count, gigabytes, one_line
 from macft.cli.prepare import show_progress
 from macft.cli.tables import print_json, print_lines
+from macft.format import columns, count, gigabytes, one_line
 
 if TYPE_CHECKING:
     from macft.bench.report import BenchReport

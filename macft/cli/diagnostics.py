@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
-from macft.cli.format import clean, one_line
 from macft.errors import MacftError
+from macft.format import clean, one_line
 
 FAILED, USAGE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
 

@@ -14,25 +14,27 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
-from cyclopts.validators import Number
 
 from macft import __version__, api
-from macft.cli import planned, prepare, tables, talk
+from macft.chat.panes import Sampling
+from macft.cli import leave, planned, prepare, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
+from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
-from macft.cli.format import one_line
 from macft.cli.render import narrate, open_view, tell
+from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
 from macft.errors import Problem, RecipeError
 from macft.events import encode_event
+from macft.format import one_line
 from macft.machine import read_machine, runs_folder
 from macft.run import Run, find_run
 from macft.state import RunState, fold
 
 HELP = """Fine-tune language models on this Mac: private, offline, exact.
 
-Three commands to begin with:
+`macft` alone opens the studio. Three commands to begin with:
 $ macft pull smollm2-135m     fetch a small model; nothing else goes online
 $ macft train quickstart      train it, and see Base beside tuned
 $ macft chat latest           talk to the result"""
@@ -66,6 +68,8 @@ for room in (prepare.data, prepare.recipes):
 app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
+for command in (compare, serve, leave.fuse, leave.merge, leave.export):
+    app.command(command, group=USE)
 app.command(bench, group=MORE)
 app.register_install_completion_command(group=MORE, help="Install completion for this shell.")
 
@@ -239,9 +243,7 @@ def chat(
     model: str | None = None,
     prompt: str | None = None,
     system: str = "",
-    max_tokens: Positive = 512,
-    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
-    seed: int = 0,
+    sampling: Sampled = Sampling(),  # noqa: B008 — frozen
 ) -> None:
     """Talk to a run's result, an adapter or a model.
 
@@ -251,14 +253,12 @@ def chat(
         model: The base, when the adapter does not name one that is here.
         prompt: Answer this once and end; - reads it from stdin, as a pipe does.
         system: A system message before everything else.
-        max_tokens: Longest reply; 512 when left out.
-        temperature: 0 takes the likeliest token each time; 0 when left out.
-        seed: Makes sampled replies repeatable.
     """
+    sampling.check()
     piped = prompt == STDIN or (prompt is None and not sys.stdin.isatty())
     once = sys.stdin.read() if piped else prompt
-    session = api.Chat(name, base=base, model=model)
-    reply = partial(session.reply, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    session = api.open_chat(name, base=base, model=model)
+    reply = partial(session.reply, sampling=sampling)
     if session.note:
         narrate(f"▲ {session.note}")
     if once is not None:

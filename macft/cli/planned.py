@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from macft import api
 from macft.cli import tables
 from macft.cli.arguments import AsJson, Files, read_recipe
-from macft.cli.format import duration, gigabytes, one_line
 from macft.cli.render import narrate
 from macft.errors import DoesNotFit
+from macft.format import duration, gigabytes, one_line
 from macft.machine import GIB
 from macft.plan import Plan, Verdict
 from macft.recipe import Recipe

@@ -6,6 +6,7 @@ The rule: as in `main`, a command is one call of `macft.api` or a light room, an
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,11 @@ from cyclopts.validators import Number
 from macft import api, gallery
 from macft.cli import tables
 from macft.cli.arguments import AsJson, Method, Positive, TrainOn, choose_model, read_data_table
-from macft.cli.format import clean, columns
 from macft.cli.render import narrate, open_view
 from macft.events import PhaseProgress
+from macft.format import clean, columns
 from macft.machine import MIB
-from macft.recipe import PretrainRecipe, SftRecipe, describe_fields
+from macft.recipe import METHODS, describe_fields
 from macft.state import RunState
 
 data = App(name="data", help="Check rows, or show one as the model sees it.", help_epilogue="")
@@ -140,7 +141,7 @@ def list_keys(*, method: Method = "sft", json: AsJson = False) -> None:
         method: Whose keys.
         json: Print JSON.
     """
-    keys = describe_fields({"sft": SftRecipe, "pretrain": PretrainRecipe}[method])
+    keys = describe_fields(METHODS[method])
     if json:
         fields = ("key", "default", "doc")
         tables.print_json({"keys": [dict(zip(fields, key, strict=True)) for key in keys]})
@@ -148,21 +149,22 @@ def list_keys(*, method: Method = "sft", json: AsJson = False) -> None:
         tables.print_lines(tables.key_lines(keys))
 
 
-def pull(model: str, /, *, config_only: bool = False, plain: bool = False) -> None:
+def pull(model: str, /, *, config_only: bool = False, json: AsJson = False, plain: bool = False) -> None:
     """Fetch a model; the only command that goes online.
 
     Args:
         model: A name from the catalog (smollm2-135m) or a Hugging Face id.
         config_only: Only config and tokenizer, to plan with.
+        json: Print event lines while it goes on, and an object with the path at the end.
         plain: Lines instead of bars.
     """
-    with show_progress(plain=plain) as tell_progress:
+    with show_progress(json=json, plain=plain) as tell_progress:
 
         def progress(what: str, done: int, total: int) -> None:
             tell_progress(what, done // MIB, total // MIB, "MB")
 
         path = api.pull(model, config_only=config_only, progress=progress)
-    print(path)
+    print(dumps({"schema": tables.SCHEMA, "path": str(path)}) if json else path)
 
 
 def list_models(*, json: AsJson = False) -> None:
@@ -181,9 +183,9 @@ def list_models(*, json: AsJson = False) -> None:
 
 
 @contextmanager
-def show_progress(*, plain: bool) -> Iterator[Callable[..., None]]:
+def show_progress(*, plain: bool, json: bool = False) -> Iterator[Callable[..., None]]:
     """Show phases that are no run's."""
-    view = open_view(plain=plain)
+    view = open_view(json=json, plain=plain)
 
     def progress(name: str, done: int, total: int, note: str = "") -> None:
         view.show(PhaseProgress(name=name, done=done, total=total, note=note), RunState())

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from macft.cli.format import clean, count, duration, gigabytes, number, one_line
 from macft.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    JobPlanned,
     Paused,
     PhaseProgress,
+    ResultWritten,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -28,6 +29,7 @@ from macft.events import (
     WentOn,
     encode_event,
 )
+from macft.format import clean, count, duration, gigabytes, number, one_line, preference
 from macft.state import RunState, fold
 
 if TYPE_CHECKING:
@@ -38,7 +40,15 @@ Write = Callable[[str], None]
 REPORT_SECONDS, REPORTS = 10.0, 10
 """Without a terminal: a line after this many seconds, and at least this many a run."""
 SHOWN_PROMPT, SHOWN_ANSWER, SHOWN_ROWS = 60, 100, 4
-PHASES = {"tokenize": "reading rows", "load": "loading the model", "answer": "answering test rows"}
+PHASES = {
+    "tokenize": "reading rows",
+    "load": "loading the model",
+    "write": "writing the model",
+    "compare": "comparing tuned, Base and the result",
+    "convert": "writing the GGUF file",
+    "reference": "asking the reference",
+    "answer": "answering test rows",
+}
 _MARKS = {"done": "✔", "stopped": "■", "failed": "✘"}
 
 
@@ -197,7 +207,7 @@ def tell(event: Event, state: RunState) -> list[str]:
 def where(event: StepDone, state: RunState) -> str:
     """Say where training stands: step, loss, speed, memory, time left."""
     metrics = event.metrics
-    parts = [f"{event.step:,}/{state.total_steps:,}", f"loss {number(metrics.get('loss'))}"]
+    parts = [f"{event.step:,}/{state.total_steps:,}", f"loss {number(metrics.get('loss'))}", *preference(metrics)]
     if speed := metrics.get("tokens_per_second"):
         parts.append(f"{speed:,.0f} tok/s")
     if peak := metrics.get("peak_memory_bytes"):
@@ -225,7 +235,9 @@ def _lines(event: Event, state: RunState) -> list[str]:
         case Scored(rows=rows):
             return [f"Base and tuned answered {rows:,} test rows"]
         case RunEnded():
-            return [_end(event)]
+            return [_end(event, state)]
+        case JobPlanned() | ResultWritten():
+            return _job_lines(event)
         case _:
             return _training_lines(event, state)
 
@@ -238,7 +250,8 @@ def _training_lines(event: Event, state: RunState) -> list[str]:
             more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
             return [f"✘ step {step:,} changed nothing: {reason}", f"  rows {', '.join(rows[:SHOWN_ROWS])}{more}"]
         case Evaluated(step=step, metrics=metrics, is_best=is_best):
-            return [f"eval @{step:,} · eval_loss {number(metrics.get('eval_loss'))}" + (" ★ best" if is_best else "")]
+            parts = [f"eval @{step:,}", f"eval_loss {number(metrics.get('eval_loss'))}", *preference(metrics, "eval_")]
+            return [" · ".join(parts) + (" ★ best" if is_best else "")]
         case Sampled(step=step, prompt=prompt, text=text):
             return [f"sample @{step:,} · {one_line(prompt, SHOWN_PROMPT)} → {one_line(text, SHOWN_ANSWER)}"]
         case CheckpointSaved(name=name, is_best=is_best):
@@ -258,10 +271,24 @@ def _plan(event: TrainingPlanned) -> str:
     return f"{event.total_steps:,} steps · {rows} · {trained} · {engine} · {event.device}{ranks}"
 
 
-def _end(event: RunEnded) -> str:
+def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:
+    if isinstance(event, JobPlanned):
+        form = f"{event.bits} bits, {event.dtype} scales" if event.bits else event.dtype
+        room = f"{gigabytes(event.size_bytes)} of {gigabytes(event.free_bytes)} free disk"
+        return [f"{event.to} from {event.source} · {form} · {room}"]
+    lines, metrics = [], event.metrics
+    if "kept" in metrics:
+        lost = f"KL {metrics['kl']:.2g} of {metrics['kl_base']:.2g} nats a token"
+        same = f"{round(metrics['agreement'] * metrics['tokens']):,} of {metrics['tokens']:,.0f} greedy tokens equal"
+        lines.append(f"kept {metrics['kept']:.1%} of what training changed · {lost} · {same}")
+    return [*lines, f"wrote {event.path} · {gigabytes(event.size_bytes)}", *(f"  {note}" for note in event.notes)]
+
+
+def _end(event: RunEnded, state: RunState) -> str:
     reason = f": {event.reason}" if event.reason else ""
     fix = f". {event.fix}" if event.fix else ""
-    return f"{_MARKS.get(event.status, '·')} {event.status} at step {event.step:,}{reason}{fix}"
+    place = f" at step {event.step:,}" if not state.started or state.started.kind == "train" else ""
+    return f"{_MARKS.get(event.status, '·')} {event.status}{place}{reason}{fix}"
 
 
 def _to_stdout(line: str) -> None:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from macft.api import RunSummary
-from macft.cli.format import MISSING, clean, columns, count, duration, number, one_line
 from macft.events import Scored
+from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
 from macft.run import Run
 from macft.state import RunState
 
@@ -47,6 +47,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 def run_values(row: RunSummary) -> dict[str, Any]:
     """Return a run as JSON values."""
     run, state, status = row
+    best = state.best.metrics if state.best else {}
     return {
         "name": run.name,
         "path": str(run.path),
@@ -57,7 +58,9 @@ def run_values(row: RunSummary) -> dict[str, Any]:
         "adapter": state.started.adapter if state.started else None,
         "model": state.started.model if state.started else None,
         "loss": state.loss,
-        "eval_loss": state.best.metrics.get("eval_loss") if state.best else None,
+        "eval_loss": best.get("eval_loss"),
+        "eval_margin": best.get("eval_rewards/margins"),
+        "eval_accuracy": best.get("eval_rewards/accuracies"),
         "best_step": state.best.step if state.best else None,
         "updated": state.updated or None,
     }
@@ -72,7 +75,6 @@ def run_lines(rows: Sequence[RunSummary], *, now: float | None = None) -> list[s
 
 def _run_cells(row: RunSummary, now: float) -> list[str]:
     run, state, status = row
-    best = f"{number(state.best.metrics.get('eval_loss'))} @{state.best.step}" if state.best else MISSING
     return [
         f"{GLYPHS.get(status, '✘')} {status}",
         one_line(run.name),
@@ -80,9 +82,17 @@ def _run_cells(row: RunSummary, now: float) -> list[str]:
         f"{state.started.method} {state.started.adapter}" if state.started else MISSING,
         f"{state.step}/{state.total_steps}" if state.total_steps else MISSING,
         number(state.loss),
-        best,
+        _best(state),
         duration(now - state.updated) if state.updated else MISSING,
     ]
+
+
+def _best(state: RunState) -> str:
+    if not state.best:
+        return MISSING
+    metrics = state.best.metrics
+    said = preference(metrics, "eval_") or [number(metrics.get("eval_loss"))]
+    return f"{', '.join(said)} @{state.best.step}"
 
 
 def model_values(facts: "ModelFacts") -> dict[str, Any]:
@@ -193,11 +203,26 @@ def print_result(run: Run, state: RunState) -> None:
     """Print where the result of a run is, and its scores."""
     if run.adapter.is_dir():
         print(run.adapter)
+    if lines := held_out_lines(state):
+        print()
+        print_lines(lines)
     if state.scores:
         print()
         print_lines(score_lines(state.scores))
         _print_examples(state.scores.examples, _stdout())
     sys.stdout.flush()
+
+
+def held_out_lines(state: RunState) -> list[str]:
+    """Return the table of what held-out preferences said at the start and of the result; nothing for other runs."""
+    shown = state.best or next(reversed(state.evaluations), None)
+    if not shown or not preference(shown.metrics, "eval_") or shown.step == 0:
+        return []
+    start, end = state.evaluations[0].metrics, shown.metrics
+    rows = [["rewards/accuracies", *(_share(share_preferred(part, "eval_")) for part in (start, end))]]
+    for name in ("rewards/margins", "logps/chosen", "logps/rejected", "loss"):
+        rows.append([name, number(start.get(f"eval_{name}")), number(end.get(f"eval_{name}"))])
+    return columns([["held out", "start", f"@{shown.step}"], *rows], right=(1, 2))
 
 
 def score_lines(scores: Scored) -> list[str]:

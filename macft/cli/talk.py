@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from macft.cli.format import clean
+from macft.format import clean
 
 if TYPE_CHECKING:
     from macft.data.examples import Role

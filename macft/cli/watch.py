@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any, Self
 
 from macft import api
-from macft.cli.format import one_line
 from macft.cli.render import View, render
 from macft.errors import MacftError
 from macft.events import Event
+from macft.format import one_line
 from macft.run import Run
 from macft.state import RunState, fold
 
@@ -84,6 +84,31 @@ def train_and_watch(start: Callable[[], Run], view: View, *, resumed: Run | None
         if state.status == "done":
             view.say(f"`macft chat {one_line(run.name)}` talks to the result")
         return run, state
+    finally:
+        view.close()
+
+
+def do_and_watch(start: Callable[[], Run], view: View, keep: Callable[[Event], None]) -> tuple[Run, RunState]:
+    """Start a job and follow it to its end; INT and TERM are passed on to it.
+
+    Args:
+        start: Starts the job's process.
+        view: Closed when this returns.
+        keep: Given every event.
+
+    Raises:
+        MacftError: It failed or crashed.
+    """
+
+    def kept(events: Iterable[Event]) -> Iterator[Event]:
+        for event in events:
+            keep(event)
+            yield event
+
+    try:
+        with Signals() as signals:
+            signals.run = run = start()
+            return run, _checked(render(kept(signals.watch(api.follow(run))), view))
     finally:
         view.close()
 

@@ -4,12 +4,14 @@ The rule: the order is a function of (seed, epoch) alone, every row is seen exac
 batch is kept. Everything here is NumPy; the training loop turns a batch into MLX arrays.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.float32]
 Array = Any
 """NumPy on the host, MLX inside an objective; this room knows only NumPy."""
 
@@ -19,33 +21,73 @@ TARGET_BUCKET = 16
 """Numbers of targets are rounded up to a multiple of this."""
 
 
-class Rows(Protocol):
-    """Tokenized rows, as `data.prepare` makes them."""
+class Counted(Protocol):
+    """Tokenized rows of any kind, as training counts and names them."""
 
     def __len__(self) -> int: ...
     @property
     def lengths(self) -> Ints:
-        """Tokens of each row [N]."""
+        """Tokens that each row lays into the stream [N]."""
+
+    @property
+    def longest(self) -> Ints:
+        """Tokens of each row's longest attention row [N]."""
 
     @property
     def supervised(self) -> Ints:
         """Supervised tokens of each row [N]."""
 
+    @property
+    def where(self) -> list[str]:
+        """File and line of each row."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all tokens."""
+
+
+class Rows(Counted, Protocol):
+    """Rows that can be trained on."""
+
+    def batch(self, indices: Ints) -> "MicroBatch":
+        """Lay some rows out as one micro-batch."""
+
+
+class Masked(Protocol):
+    """Rows of ids and a mask."""
+
     def row(self, index: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Return the ids [T] and the loss mask [T] of a row."""
 
 
-class Batch(NamedTuple):
-    """One micro-batch: S rows laid one after the other into a flat stream of T tokens.
+class Responses(Counted, Protocol):
+    """Rows of a prompt and K responses to it, as `data.prepare` makes them."""
 
-    Everything but attention works on the stream, so padding costs nothing there; attention sees rows of L tokens. R
-    supervised positions, filled up with weight 0.
+    @property
+    def responses(self) -> int:
+        """K: 2 for pairs, chosen first; 1 for labeled rows."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each row's response is desirable [N]; None for pairs."""
+
+    def parts(self, index: int) -> Sequence[Ints]:
+        """Return the ids of a row's prompt and of its K responses; none is empty."""
+
+
+class Batch(NamedTuple):
+    """One micro-batch: S attention rows over a flat stream of T tokens.
+
+    Everything but attention works on the stream, so padding costs nothing there, and a prompt that several rows begin
+    with is computed once; attention sees rows of L tokens. R supervised positions, filled up with weight 0.
 
     Attributes:
-        tokens: Token ids [T].
+        tokens: Token ids [T]; those that several rows share come first.
         gather: Places in the stream that make up the rows, right-padded [S, L].
-        back: Place in the flattened rows where each token of the stream lies [T].
-        real: False where a row is padding, flattened [S · L].
+        back: Place in the flattened rows whose output each token of the stream takes [T].
+        taken: False where a row is padding, or repeats a token whose output another row gives, flattened [S · L].
+        copies: Places in the flattened rows that hold the first tokens of the stream once more [K − 1, shared tokens];
+            [0, 0] when nothing is shared.
         lengths: Real tokens of each row [S].
         positions: Places in the stream whose next token is trained on [R].
         targets: Those next tokens [R].
@@ -56,12 +98,47 @@ class Batch(NamedTuple):
     tokens: Array
     gather: Array
     back: Array
-    real: Array
+    taken: Array
+    copies: Array
     lengths: Array
     positions: Array
     targets: Array
     weight: Array
     segment: Array
+
+
+class ResponseBatch(NamedTuple):
+    """One micro-batch of prompts with K responses each; a row of the layout is a prompt and one of its responses.
+
+    Attributes:
+        layout: Its segments are the responses, prompt by prompt, 0 … P · K − 1.
+        share: What each target counts in its response's log-probability [R]; below 1 only with LD-DPO, 0 for fillers
+            and for tokens of the prompt.
+        lengths: Tokens of each response, float32 [P · K].
+        reference: Log-probability of each response under the reference, nats [P · K]; 0 without one.
+    """
+
+    layout: Batch
+    share: Array
+    lengths: Array
+    reference: Array
+
+
+class LabeledBatch(NamedTuple):
+    """One micro-batch of prompts with one labeled response each, and with another prompt's response for the KL.
+
+    Attributes:
+        own: Each prompt and its response.
+        mismatched: Each prompt and another's response.
+        desirable: Whether the response is a good one [P].
+    """
+
+    own: ResponseBatch
+    mismatched: ResponseBatch
+    desirable: Array
+
+
+MicroBatch = Batch | ResponseBatch | LabeledBatch
 
 
 def plan_epoch(lengths: Ints, *, batch_size: int, seed: int, epoch: int) -> list[Ints]:
@@ -142,31 +219,114 @@ def split_micro_batches(indices: Ints, lengths: Ints, *, tokens: int, rows: int)
     return parts
 
 
-def make_batch(rows: Rows, indices: Ints) -> Batch:
+def make_batch(rows: Masked, indices: Ints) -> Batch:
     """Lay rows out as one micro-batch."""
     picked = [rows.row(int(index)) for index in indices]
     lengths = np.array([len(ids) for ids, _ in picked], np.int32)
     starts = np.cumsum(lengths) - lengths
     column = np.arange(lengths.max())
     real = column < lengths[:, None]
-    gather = np.where(real, starts[:, None] + column, 0)
     mask = np.concatenate([trained for _, trained in picked])
     mask[starts] = False  # nothing precedes the first token of a row
-    tokens = np.concatenate([ids for ids, _ in picked])
     supervised = np.flatnonzero(mask)
-    fill = _round_up(len(supervised), TARGET_BUCKET) - len(supervised)
-    return Batch(
-        tokens=tokens.astype(np.int32),
-        gather=gather.astype(np.int32),
-        back=np.flatnonzero(real).astype(np.int32),
-        real=real.reshape(-1),
+    return _batch(
+        tokens=np.concatenate([ids for ids, _ in picked]),
+        gather=np.where(real, starts[:, None] + column, 0),
+        taken=real,
+        copies=np.zeros((0, 0)),
+        back=np.flatnonzero(real),
         lengths=lengths,
-        positions=np.pad(supervised - 1, (0, fill)).astype(np.int32),
-        targets=np.pad(tokens[supervised], (0, fill)).astype(np.int32),
-        weight=np.pad(np.ones(len(supervised), np.float32), (0, fill)),
-        segment=np.pad(np.repeat(np.arange(len(picked)), lengths)[supervised], (0, fill)).astype(np.int32),
+        targets=supervised,
+        before=supervised - 1,
+        segment=np.repeat(np.arange(len(picked)), lengths)[supervised],
     )
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return max(multiple, -(-number // multiple) * multiple)
+def make_response_batch(
+    rows: Responses, indices: Ints, *, reference: Floats, ld_alpha: float | None, with_prompts: bool = False
+) -> ResponseBatch:
+    """Lay prompts with their responses out as one micro-batch: each prompt once, then all responses.
+
+    Args:
+        rows: Prompts and responses.
+        indices: Which rows.
+        reference: Log-probabilities of all rows' responses under the reference [N, K].
+        ld_alpha: Weight of the tokens beyond the length of a row's shortest response; None for 1.
+        with_prompts: Supervise the prompts too, as part of the first response's segment, but with no share in its
+            log-probability: what ORPO's cross-entropy is taken over.
+
+    Source: Liu et al. 2024, arXiv:2409.06411, eq. 9, for `ld_alpha`.
+    """
+    picked = [rows.parts(int(index)) for index in indices]
+    kinds = rows.responses
+    responses = [response for parts in picked for response in parts[1:]]
+    prompt_sizes = np.array([len(parts[0]) for parts in picked])
+    sizes = np.array([len(response) for response in responses])
+    shared = int(prompt_sizes.sum())
+    before = np.repeat(prompt_sizes, kinds)[:, None]  # tokens of the prompt before each response
+    lengths = before[:, 0] + sizes
+    prompt_starts = np.repeat(np.cumsum(prompt_sizes) - prompt_sizes, kinds)[:, None]
+    starts = shared + np.cumsum(sizes) - sizes
+    column = np.arange(lengths.max())
+    of_prompt, real = column < before, column < lengths[:, None]
+    gather = np.where(of_prompt, prompt_starts + column, starts[:, None] + column - before)
+    places = np.arange(gather.size).reshape(gather.shape)
+    first = np.arange(len(sizes)) % kinds == 0
+    prompt_places = [places[kind::kinds][of_prompt[kind::kinds]] for kind in range(kinds)]
+    place_in_response = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    targets = shared + np.arange(sizes.sum())
+    last_of_prompt = np.repeat(prompt_starts[:, 0] + before[:, 0] - 1, sizes)
+    preceded = np.setdiff1d(np.arange(shared), prompt_starts) if with_prompts else np.arange(0)
+    row_of_token = np.repeat(np.arange(len(picked)), prompt_sizes)
+    layout = _batch(
+        tokens=np.concatenate([*(parts[0] for parts in picked), *responses]),
+        gather=np.where(real, gather, 0),
+        taken=real & (first[:, None] | ~of_prompt),
+        copies=np.array(prompt_places[1:]).reshape(kinds - 1, -1) if kinds > 1 else np.zeros((0, 0)),
+        back=np.concatenate([prompt_places[0], places[real & ~of_prompt]]),
+        lengths=lengths,
+        targets=np.concatenate([targets, preceded]),
+        before=np.concatenate([np.where(place_in_response == 0, last_of_prompt, targets - 1), preceded - 1]),
+        segment=np.concatenate([np.repeat(np.arange(len(sizes)), sizes), row_of_token[preceded] * kinds]),
+    )
+    shortest = np.repeat(sizes.reshape(-1, kinds).min(axis=1), kinds)
+    share = np.where(place_in_response < np.repeat(shortest, sizes), 1.0, 1.0 if ld_alpha is None else ld_alpha)
+    return ResponseBatch(
+        layout=layout,
+        share=np.pad(share, (0, len(layout.weight) - len(share))).astype(np.float32),
+        lengths=sizes.astype(np.float32),
+        reference=reference[indices].reshape(-1).astype(np.float32),
+    )
+
+
+def _batch(
+    *,
+    tokens: Ints,
+    gather: Ints,
+    taken: npt.NDArray[np.bool_],
+    copies: npt.NDArray[Any],
+    back: Ints,
+    lengths: Ints,
+    targets: Ints,
+    before: Ints,
+    segment: Ints,
+) -> Batch:
+    """Make a batch from places in the stream, with fillers up to the next bucket.
+
+    Args:
+        targets: Places of the supervised tokens.
+        before: Places that each of them is predicted from.
+    """
+    fill = -(-max(1, len(targets)) // TARGET_BUCKET) * TARGET_BUCKET - len(targets)
+    return Batch(
+        tokens=tokens.astype(np.int32),
+        gather=gather.astype(np.int32),
+        back=back.astype(np.int32),
+        taken=taken.reshape(-1),
+        copies=copies.astype(np.int32),
+        lengths=lengths.astype(np.int32),
+        positions=np.pad(before, (0, fill)).astype(np.int32),
+        targets=np.pad(tokens[targets], (0, fill)).astype(np.int32),
+        weight=np.pad(np.ones(len(targets), np.float32), (0, fill)),
+        segment=np.pad(segment, (0, fill)).astype(np.int32),
+    )

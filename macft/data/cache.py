@@ -11,19 +11,22 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from macft import __version__
-from macft.data.prepare import Prepared, TokenRows
+from macft.data.prepare import AnyRows, Prepared
 from macft.data.questions import Question
 from macft.data.report import DataReport
+from macft.data.response_rows import ResponseRows
 from macft.data.sources import list_files
+from macft.data.token_rows import TokenRows
 from macft.recipe import DataTable
 
 KEPT_ENTRIES = 8
-_VERSION = 1
-_ARRAYS = ("ids", "mask", "offsets")
+_VERSION = 2
+_ARRAYS = {"tokens": ("ids", "mask", "offsets"), "responses": ("ids", "offsets", "labels", "margins")}
 
 
 def prepare_once(folder: Path, data: DataTable, settings: Sequence[object], make: Callable[[], Prepared]) -> Prepared:
@@ -78,14 +81,27 @@ def _read(entry: Path) -> Prepared:
     )
 
 
-def _read_rows(entry: Path, name: str, fingerprint: str) -> TokenRows:
-    ids, mask, offsets = (np.load(entry / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS)
+def _read_rows(entry: Path, name: str, told: dict[str, Any]) -> AnyRows:
+    responses = int(told["responses"])
+    arrays = {
+        part: np.load(entry / f"{name}-{part}.npy", mmap_mode="r")
+        for part in _ARRAYS["responses" if responses else "tokens"]
+        if part != "labels" or responses == 1
+    }
     where = (entry / f"{name}-where.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    rows = TokenRows(ids, mask, offsets, where)
-    if len(where) != len(rows):
+    rows: AnyRows
+    if responses:
+        rows = ResponseRows(**{"labels": None, **arrays}, responses=responses, where=where)
+    else:
+        rows = TokenRows(**arrays, where=where)
+    if len(where) != len(rows.lengths):
         raise ValueError("the entry is not whole")
-    rows.__dict__["fingerprint"] = fingerprint
+    rows.__dict__["fingerprint"] = told["fingerprint"]
     return rows
+
+
+def _tell_rows(rows: AnyRows) -> dict[str, Any]:
+    return {"fingerprint": rows.fingerprint, "responses": rows.responses if isinstance(rows, ResponseRows) else 0}
 
 
 def _write(entry: Path, prepared: Prepared) -> None:
@@ -93,12 +109,13 @@ def _write(entry: Path, prepared: Prepared) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True, mode=0o700)
     for name, rows in (("train", prepared.train), ("valid", prepared.valid)):
-        for part in _ARRAYS:
-            np.save(aside / f"{name}-{part}.npy", getattr(rows, part))
+        for part in _ARRAYS["responses" if isinstance(rows, ResponseRows) else "tokens"]:
+            if (array := getattr(rows, part)) is not None:
+                np.save(aside / f"{name}-{part}.npy", array)
         (aside / f"{name}-where.txt").write_text("".join(f"{place}\n" for place in rows.where), encoding="utf-8")
     told = {
-        "train": prepared.train.fingerprint,
-        "valid": prepared.valid.fingerprint,
+        "train": _tell_rows(prepared.train),
+        "valid": _tell_rows(prepared.valid),
         "samples": prepared.samples,
         "test": prepared.test,
         "report": {name: getattr(prepared.report, name) for name in DataReport.__dataclass_fields__},

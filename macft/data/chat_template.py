@@ -21,7 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from macft.data.examples import ChatExample, CompletionExample, Example, Message, RowProblem, TextExample, question_of
+from macft.data.examples import (
+    ChatExample,
+    CompletionExample,
+    Example,
+    Message,
+    ResponseExample,
+    RowProblem,
+    TextExample,
+    question_of,
+)
 from macft.data.turns import (
     Chat,
     ControlTokens,
@@ -50,6 +59,13 @@ class Encoded(NamedTuple):
 
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
+
+
+class EncodedResponses(NamedTuple):
+    """A prompt and responses to it as the model sees them, int32; none is empty."""
+
+    prompt: npt.NDArray[np.int32]
+    responses: tuple[npt.NDArray[np.int32], ...]
 
 
 class _Piece(NamedTuple):
@@ -87,6 +103,8 @@ def encode_with_notes(
 ) -> tuple[Encoded, set[str]]:
     """Do what `encode` does, and return what was done to the row that its author should know."""
     codec = _codec(tokenizer)
+    if isinstance(example, ResponseExample):
+        raise TypeError("a row of responses is encoded by encode_responses")
     if isinstance(example, TextExample):
         return codec.encode_bare("", example.text, "all")
     if tokenizer.has_chat_template:
@@ -94,6 +112,39 @@ def encode_with_notes(
     if isinstance(example, ChatExample):
         raise RowProblem("is a chat, but the model has no chat template (expected prompt and completion)")
     return codec.encode_bare(example.prompt, example.completion, train_on)
+
+
+def encode_responses(
+    example: ResponseExample, tokenizer: Tokenizer, *, enable_thinking: bool = False
+) -> tuple[EncodedResponses, set[str]]:
+    """Turn a prompt and its responses into token ids, and return what their author should know.
+
+    Messages go through the chat template. Text is taken as it stands, and the end-of-text token follows a response. A
+    response holds everything after the prompt, what the template writes behind the last turn included.
+
+    Raises:
+        RowProblem: The template refuses the row, or it cannot be tokenized without loss.
+
+    Source: `DPOTrainer` and `KTOTrainer` of TRL 1.10, `_prepare_dataset`.
+    """
+    codec = _codec(tokenizer)
+    notes = set[str]()
+    wholes, starts = [], []
+    for response in example.responses:
+        if isinstance(example.prompt, str) or isinstance(response, str):
+            ids, start, more = codec.encode_text(str(example.prompt), str(response), is_implied=example.is_implied)
+        else:
+            chat = Chat(example.prompt + response, example.tools, enable_thinking)
+            ids, start, more = codec.encode_answers(chat, len(response))
+        wholes.append(ids)
+        starts.append(start)
+        notes |= more
+    start = min(starts)  # templates may write a prompt otherwise before one answer than before another
+    while any(not np.array_equal(ids[:start], wholes[0][:start]) for ids in wholes):
+        start -= 1
+    if start == 0:
+        raise RowProblem("has nothing before its responses (expected a prompt)")
+    return EncodedResponses(wholes[0][:start], tuple(ids[start:] for ids in wholes)), notes
 
 
 def render_prompt(
@@ -162,14 +213,19 @@ class _Codec:
 
     def encode_chat(self, chat: Chat, train_on: str) -> tuple[Encoded, set[str]]:
         chat, rendered, notes = render(chat, self.tokenizer, self.control, prompt=False)
-        turns = []
-        chosen = choose_turns(chat.messages, train_on)
+        encoded, more = self._encode_turns(chat, rendered, choose_turns(chat.messages, train_on), train_on == "all")
+        return encoded, notes | more
+
+    def _encode_turns(
+        self, chat: Chat, rendered: Rendered, chosen: Sequence[int], train_all: bool = False
+    ) -> tuple[Encoded, set[str]]:
+        turns, notes = [], set[str]()
         for index in chosen:
             turn, more = find_turn(chat, rendered, index, self.tokenizer, self.control)
             turns.append(turn)
             notes |= more | ({STOP_ADDED} if turn.is_open else set())
         pieces = self.cut(rendered, turns, self.find_starts(chat, rendered, besides=chosen))
-        return self.tokenize(pieces, notes, train_all=train_on == "all"), notes
+        return self.tokenize(pieces, notes, train_all=train_all), notes
 
     def find_starts(self, chat: Chat, rendered: Rendered, *, besides: Sequence[int] = ()) -> set[int]:
         """Return where the assistant's turns start that are context: text is cut there as in rows that teach them."""
@@ -186,6 +242,30 @@ class _Codec:
         notes = set[str]()
         start = 0 if prompt else 1
         return self.tokenize(pieces[start:], notes, start_ids=self.start_ids, train_all=train_on == "all"), notes
+
+    def encode_answers(self, chat: Chat, count: int) -> tuple[npt.NDArray[np.int32], int, set[str]]:
+        """Encode a chat; returns its ids, where the first of its last `count` messages starts, and notes."""
+        chat, rendered, notes = render(chat, self.tokenizer, self.control, prompt=False)
+        first = len(chat.messages) - count
+        answers = [index for index in range(first, len(chat.messages)) if chat.messages[index].role == "assistant"]
+        encoded, more = self._encode_turns(chat, rendered, answers)
+        return encoded.ids, int(encoded.mask.argmax()), notes | more
+
+    def encode_text(self, prompt: str, text: str, *, is_implied: bool) -> tuple[npt.NDArray[np.int32], int, set[str]]:
+        """Encode a prompt and what follows it, without a template; returns ids, where that starts, and notes.
+
+        A token that lies across the border is cut there, but belongs to what follows when the prompt is only implied.
+        """
+        end = self._end_of_text().text
+        text = text.removesuffix(end)
+        if not is_implied:
+            encoded, notes = self.encode_bare(prompt, text, "assistant")
+            return encoded.ids, int(encoded.mask.argmax()) if prompt or self.start_ids else 0, notes
+        encoded, notes = self.encode_bare("", prompt + text, "assistant")
+        literal = self.control.pattern.search(prompt + text) is not None
+        opening = [*self.start_ids, *self.ids_of(prompt, literal=literal)]
+        same = (at for at, (ours, theirs) in enumerate(zip(opening, encoded.ids, strict=False)) if ours != theirs)
+        return encoded.ids, next(same, len(opening)), notes
 
     def cut(self, rendered: Rendered, turns: Sequence[Turn], past_starts: Iterable[int]) -> list[_Piece]:
         """Cut a text at its control tokens, at the borders of the turns trained on and at the starts of the others."""
@@ -244,7 +324,7 @@ class _Codec:
         if literal:
             notes.add(CONTROL_TEXT)
         natural = before if literal else control + before
-        for context in (natural, "\n"):  # the second keeps tokenizers with a leading space from adding one
+        for context in (natural, "\n", "a"):  # the others keep tokenizers with a leading space from adding one
             head, joint = self.ids_of(context, literal=literal), self.ids_of(context + text, literal=literal)
             if joint[: len(head)] == head:
                 return joint[len(head) :]

@@ -16,6 +16,8 @@ LEAST_BYTES_A_TOKEN = 2
 """For the longest row: other scripts and code take more tokens."""
 SUPERVISED_SHARE = 0.5
 """Of a chat, when only answers are trained on."""
+PAIR_METHODS = {"dpo", "orpo", "simpo", "cpo"}
+"""Methods whose rows hold two answers, so that one may be twice as wide as it is long."""
 _BY_LINE = {".jsonl", ".csv", ".tsv"}
 
 
@@ -24,7 +26,7 @@ def estimate_data(table: DataTable, *, method: str, max_seq_length: int, batch_s
 
     Args:
         table: Names the files.
-        method: `pretrain` cuts whole documents to `max_seq_length`.
+        method: `pretrain` cuts whole documents to `max_seq_length`; a row of pairs holds two answers.
         max_seq_length: Longest row, in tokens.
         batch_size: Rows an update.
     """
@@ -32,22 +34,23 @@ def estimate_data(table: DataTable, *, method: str, max_seq_length: int, batch_s
     lengths = sorted(_row_bytes(list_files(named), cut=max_seq_length * BYTES_A_TOKEN, documents=method == "pretrain"))
     whole = method == "pretrain" or table.train_on == "all"
     share = 1.0 if whole else SUPERVISED_SHARE
+    widest = max_seq_length * (2 if method in PAIR_METHODS else 1)
     if not lengths:
-        tokens = batch_size * max_seq_length
-        return DataFacts(0, tokens, int(share * tokens), max_seq_length, max_seq_length, is_estimate=True)
+        tokens = batch_size * widest
+        return DataFacts(
+            0, tokens, int(share * tokens), max_seq_length, max_seq_length, widest=widest, is_estimate=True
+        )
     held = table.valid_fraction if not table.valid else 0.0
-    tokens = sum(min(max_seq_length, -(-size // BYTES_A_TOKEN)) for size in lengths)
-    longest, p99 = (
-        min(max_seq_length, -(-size // LEAST_BYTES_A_TOKEN))
-        for size in (lengths[-1], lengths[99 * len(lengths) // 100])
-    )
+    tokens = sum(min(widest, -(-size // BYTES_A_TOKEN)) for size in lengths)
+    most, p99 = (-(-size // LEAST_BYTES_A_TOKEN) for size in (lengths[-1], lengths[99 * len(lengths) // 100]))
     return DataFacts(
         rows=max(1, round(len(lengths) * (1 - held))),
         tokens=max(1, round(tokens * (1 - held))),
         supervised_tokens=max(1, round(tokens * (1 - held) * share)),
-        longest=max(1, longest),
-        p99=max(1, p99),
+        longest=max(1, min(max_seq_length, most)),
+        p99=max(1, min(max_seq_length, p99)),
         valid_tokens=round(tokens * held),
+        widest=max(1, min(widest, most)),
         is_estimate=True,
     )
 

@@ -1,4 +1,4 @@
-"""Rows to typed examples: five formats come in, three kinds of example go out.
+"""Rows to typed examples: five formats come in, three kinds of example go out; `preferences` reads the fourth.
 
 The rule: the format is detected row by row, by the columns that are there. A row is either understood completely or
 refused with the path of what is wrong (`messages[1].content is null (expected text)`); nothing in it is guessed.
@@ -7,6 +7,7 @@ refused with the path of what is wrong (`messages[1].content is null (expected t
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from macft.data.sources import Row, kind_of
@@ -30,6 +31,7 @@ SPEAKERS: dict[str, Role] = {
 """ShareGPT's `from`, as roles."""
 COLUMNS = (
     *("messages", "conversations", "instruction", "input", "output", "history", "prompt", "completion", "text"),
+    *("chosen", "rejected", "responses", "scores", "ranks", "margin", "label"),
     *("system", "tools"),
 )
 """Every column that macft reads; what `data.columns` may map to."""
@@ -40,6 +42,8 @@ _LOOKALIKES = {
     "text": ("content", "body", "document", "passage"),
 }
 
+EMPTY_TURN = "an answer is empty"
+
 
 class RowProblem(Exception):
     """A row cannot be trained on; the message says why, without the place."""
@@ -47,6 +51,14 @@ class RowProblem(Exception):
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.what = what
+
+
+class NothingToLearn(RowProblem):
+    """A row that teaches nothing; a method may leave it out. `reason` is the same for all rows of its kind."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,10 @@ class Message:
     tool_call_id: str | None = None
 
 
+Turns = str | tuple[Message, ...]
+"""Messages for a chat template, or text as it stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatExample:
     """A conversation, with the tools that the assistant may call."""
@@ -104,7 +120,35 @@ class TextExample:
     where: str = ""
 
 
-Example = ChatExample | CompletionExample | TextExample
+@dataclass(frozen=True, slots=True)
+class ResponseExample:
+    """A prompt with a chosen and a rejected response, or with one that is labeled.
+
+    Attributes:
+        prompt: Messages for the chat template, or text as it stands; the responses are of the same kind.
+        responses: Chosen and rejected, or the one that is labeled.
+        label: Whether the one response is desirable; None for a pair.
+        margin: By how much the chosen response was scored better, when the row says so.
+        is_implied: The prompt is text that the responses had in common, and may end amid a word.
+    """
+
+    prompt: Turns
+    responses: tuple[Turns, ...]
+    tools: tuple[Object, ...] = ()
+    label: bool | None = None
+    margin: float | None = None
+    is_implied: bool = False
+    where: str = ""
+
+
+Example = ChatExample | CompletionExample | TextExample | ResponseExample
+
+
+def name_kind(example: Example) -> str:
+    """Return what kind of row an example comes from, in a word."""
+    if isinstance(example, ResponseExample):
+        return "pair" if example.label is None else "labeled"
+    return type(example).__name__.removesuffix("Example").lower()
 
 
 def parse_example(row: Row, columns: Mapping[str, str] | None = None) -> Example:
@@ -113,7 +157,7 @@ def parse_example(row: Row, columns: Mapping[str, str] | None = None) -> Example
     Raises:
         RowProblem: The row fits no format, or breaks the one it has.
     """
-    value = _rename(row.value, columns or {})
+    value = rename_columns(row.value, columns or {})
     parse = _detect(value)
     return replace(parse(value), where=row.where)
 
@@ -126,20 +170,21 @@ def question_of(example: ChatExample | CompletionExample) -> tuple[tuple[Message
     return example.messages[:last], example.messages[last].content or ""
 
 
-def _rename(value: Object, columns: Mapping[str, str]) -> Object:
+def rename_columns(value: Object, columns: Mapping[str, str]) -> Object:
+    """Give a row's columns macft's names; `columns` maps those to the user's."""
     missing = next((theirs for theirs in columns.values() if theirs not in value), None)
     if missing is not None:
-        raise RowProblem(f'has no column "{missing}" (data.columns asks for it; found {_listed(value)})')
+        raise RowProblem(f'has no column "{missing}" (data.columns asks for it; found {list_columns(value)})')
     rest = {key: item for key, item in value.items() if key not in columns.values()}
     return rest | {ours: value[theirs] for ours, theirs in columns.items()}
 
 
 def _detect(value: Object) -> Callable[[Object], Example]:
     there = [key for key in _FORMATS if value.get(key) is not None] or [key for key in _FORMATS if key in value]
+    if {"chosen", "rejected"} <= value.keys() and set(there) <= {"prompt"}:
+        raise RowProblem('is a preference pair (chosen, rejected), which sft cannot use (use method = "dpo")')
     if not there:
         raise RowProblem(_unknown(value))
-    if there[0] == "prompt" and "completion" not in value and {"chosen", "rejected"} & value.keys():
-        raise RowProblem("is a preference pair (chosen, rejected), which sft cannot use (expected a completion)")
     return _FORMATS[there[0]]
 
 
@@ -148,18 +193,19 @@ def _unknown(value: Object) -> str:
     if "completion" not in hints or "prompt" not in hints:
         hints = {ours: key for ours, key in hints.items() if ours not in {"prompt", "completion"}}
     expected = "expected messages, conversations, instruction and output, prompt and completion, or text"
-    what = f"has no column that macft knows (found {_listed(value)}; {expected})"
+    what = f"has no column that macft knows (found {list_columns(value)}; {expected})"
     if not hints:
         return what
     mapping = ", ".join(f'{ours} = "{key}"' for ours, key in hints.items())
     return f"{what}. Map yours in the recipe: columns = {{ {mapping} }}"
 
 
-def _listed(value: Object) -> str:
+def list_columns(value: Object) -> str:
+    """Name the first columns of a row."""
     return ", ".join(list(value)[:8]) or "nothing"
 
 
-def _text(value: Object, key: str, path: str, *, empty: bool = False) -> str:
+def text_at(value: Object, key: str, path: str, *, empty: bool = False) -> str:
     """Return the text at a key, which must be there; `empty` allows one without characters."""
     if key not in value:
         raise RowProblem(f"{path} is missing (expected text)")
@@ -171,18 +217,21 @@ def _text(value: Object, key: str, path: str, *, empty: bool = False) -> str:
     return item
 
 
-def _optional_text(value: Object, key: str, path: str) -> str | None:
-    return None if value.get(key) is None else _text(value, key, path, empty=True)
+def optional_text_at(value: Object, key: str, path: str) -> str | None:
+    """Return the text at a key that may be missing or null."""
+    return None if value.get(key) is None else text_at(value, key, path, empty=True)
 
 
-def _sequence(item: object, path: str, expected: str) -> Sequence[Any]:
+def list_at(item: object, path: str, expected: str) -> Sequence[Any]:
+    """Return a value that must be a list."""
     if not isinstance(item, list | tuple):
         raise RowProblem(f"{path} is {kind_of(item)} (expected {expected})")
     return item
 
 
-def _objects(item: object, path: str) -> list[Object]:
-    items = list(_sequence(item, path, "a list of objects"))
+def objects_at(item: object, path: str) -> list[Object]:
+    """Return a value that must be a list of objects."""
+    items = list(list_at(item, path, "a list of objects"))
     for index, part in enumerate(items):
         if not isinstance(part, dict):
             raise RowProblem(f"{path}[{index}] is {kind_of(part)} (expected an object)")
@@ -202,46 +251,60 @@ def _parse_json(text: object, path: str) -> object:
 def _chat(messages: list[Message], value: Object, path: str) -> ChatExample:
     if not messages:
         raise RowProblem(f"{path} is empty (expected at least one turn)")
-    if system := _optional_text(value, "system", "system"):
+    if system := optional_text_at(value, "system", "system"):
         messages = [Message("system", system), *messages]
     if not any(message.role == "assistant" and message.train for message in messages):
         raise RowProblem(f"{path} has no assistant turn to learn from")
-    return ChatExample(tuple(messages), tuple(_tools(value)))
+    return ChatExample(tuple(messages), tuple(parse_tools(value)))
 
 
-def _tools(value: Object) -> list[Object]:
+def parse_tools(value: Object) -> list[Object]:
+    """Read a row's tools, written as JSON or not."""
     if value.get("tools") in (None, "", []):
         return []
-    tools = _objects(_parse_json(value["tools"], "tools"), "tools")
+    tools = objects_at(_parse_json(value["tools"], "tools"), "tools")
     for index, tool in enumerate(tools):
         if not isinstance(tool.get("function", {}), dict):
             raise RowProblem(f"tools[{index}].function is {kind_of(tool['function'])} (expected an object)")
     return tools
 
 
-def _messages(value: Object) -> ChatExample:
-    return _chat(_message_list(value["messages"], "messages"), value, "messages")
+def _conversation(key: str, value: Object) -> ChatExample:
+    return _chat(parse_turns(value[key], key), value, key)
 
 
-def _message_list(item: object, path: str) -> list[Message]:
-    parts = _objects(_parse_json(item, path) if isinstance(item, str) else item, path)
-    return [_message(part, f"{path}[{index}]") for index, part in enumerate(parts)]
+def parse_turns(item: object, path: str) -> list[Message]:
+    """Read a list of turns, each with OpenAI's keys or ShareGPT's."""
+    return [_turn(part, f"{path}[{index}]") for index, part in enumerate(objects_at(_parse_json(item, path), path))]
+
+
+def _turn(part: Object, path: str) -> Message:
+    if "from" not in part:
+        return _message(part, path)
+    role = _role(part, "from", path, SPEAKERS)
+    text = text_at(part, "value", f"{path}.value", empty=role != "assistant")
+    if part["from"] != "function_call":
+        return Message(role, text, train=_is_trained(part, path))
+    called = _parse_json(text, f"{path}.value")
+    several = objects_at(called if isinstance(called, list) else [called], f"{path}.value")
+    calls = tuple(_tool_call(call, f"{path}.value") for call in several)
+    return Message(role, None, calls, _is_trained(part, path))
 
 
 def _message(value: Object, path: str) -> Message:
     role = _role(value, "role", path, ROLES)
     calls = _tool_calls(value, path) if role == "assistant" else ()
-    reasoning = _optional_text(value, "reasoning_content", f"{path}.reasoning_content")
+    reasoning = optional_text_at(value, "reasoning_content", f"{path}.reasoning_content")
     train = _is_trained(value, path)
     content = _content(value, path, optional=bool(calls))
     if role == "assistant" and train and not calls and not (content or "").strip():
-        raise RowProblem(f"{path}.content is empty (expected text in a turn that is trained on)")
-    names = {key: _optional_text(value, key, f"{path}.{key}") for key in ("name", "tool_call_id")}
+        raise NothingToLearn(f"{path}.content is empty (expected text in a turn that is trained on)", EMPTY_TURN)
+    names = {key: optional_text_at(value, key, f"{path}.{key}") for key in ("name", "tool_call_id")}
     return Message(role, content, calls, train, reasoning if role == "assistant" else None, **names)
 
 
 def _role(value: Object, key: str, path: str, roles: Mapping[str, Role]) -> Role:
-    name = _text(value, key, f"{path}.{key}")
+    name = text_at(value, key, f"{path}.{key}")
     if name not in roles:
         raise RowProblem(f'{path}.{key} is "{name}" (expected one of {", ".join(roles)})')
     return roles[name]
@@ -261,7 +324,7 @@ def _content(value: Object, path: str, *, optional: bool) -> str | None:
     if item is None and optional:
         return None
     if not isinstance(item, list):
-        return _text(value, "content", f"{path}.content", empty=True)
+        return text_at(value, "content", f"{path}.content", empty=True)
     texts = []
     for index, part in enumerate(item):
         where = f"{path}.content[{index}]"
@@ -272,7 +335,7 @@ def _content(value: Object, path: str, *, optional: bool) -> str | None:
             raise RowProblem(f"{where} is {kind_of(part)} (expected a part with text)")
         if part.get("type") != "text":
             raise RowProblem(f'{where} has the type "{part.get("type")}" (macft trains on text only)')
-        texts.append(_text(part, "text", f"{where}.text", empty=True))
+        texts.append(text_at(part, "text", f"{where}.text", empty=True))
     return "".join(texts)
 
 
@@ -282,7 +345,7 @@ def _tool_calls(value: Object, path: str) -> tuple[ToolCall, ...]:
     calls = value.get("tool_calls")
     if calls is None:
         return ()
-    parts = _objects(calls, f"{path}.tool_calls")
+    parts = objects_at(calls, f"{path}.tool_calls")
     return tuple(_tool_call(part, f"{path}.tool_calls[{index}]") for index, part in enumerate(parts))
 
 
@@ -293,40 +356,20 @@ def _tool_call(value: Object, path: str) -> ToolCall:
     arguments = _parse_json(function.get("arguments", {}), f"{path}.arguments")
     if not isinstance(arguments, dict):
         raise RowProblem(f"{path}.arguments is {kind_of(arguments)} (expected an object)")
-    return ToolCall(_text(function, "name", f"{path}.name"), arguments, _optional_text(value, "id", f"{path}.id"))
-
-
-def _conversations(value: Object) -> ChatExample:
-    parts = _objects(_parse_json(value["conversations"], "conversations"), "conversations")
-    messages = []
-    for index, part in enumerate(parts):
-        path = f"conversations[{index}]"
-        if "from" not in part and "role" in part:
-            messages.append(_message(part, path))
-            continue
-        role = _role(part, "from", path, SPEAKERS)
-        text = _text(part, "value", f"{path}.value", empty=role != "assistant")
-        if part["from"] == "function_call":
-            called = _parse_json(text, f"{path}.value")
-            several = _objects(called if isinstance(called, list) else [called], f"{path}.value")
-            calls = tuple(_tool_call(call, f"{path}.value") for call in several)
-            messages.append(Message(role, None, calls, _is_trained(part, path)))
-        else:
-            messages.append(Message(role, text, train=_is_trained(part, path)))
-    return _chat(messages, value, "conversations")
+    return ToolCall(text_at(function, "name", f"{path}.name"), arguments, optional_text_at(value, "id", f"{path}.id"))
 
 
 def _alpaca(value: Object) -> Example:
-    prompt, answer = _text(value, "instruction", "instruction"), _text(value, "output", "output")
-    if extra := _optional_text(value, "input", "input"):
+    prompt, answer = text_at(value, "instruction", "instruction"), text_at(value, "output", "output")
+    if extra := optional_text_at(value, "input", "input"):
         prompt = f"{prompt}\n\n{extra}"
     history = value.get("history") or []
     if not history and not value.get("system"):
         return CompletionExample(prompt, answer)
     messages = []
-    for index, pair in enumerate(_sequence(history, "history", "a list of pairs")):
+    for index, pair in enumerate(list_at(history, "history", "a list of pairs")):
         path = f"history[{index}]"
-        if len(_sequence(pair, path, "a pair of texts")) != 2 or not all(isinstance(text, str) for text in pair):
+        if len(list_at(pair, path, "a pair of texts")) != 2 or not all(isinstance(text, str) for text in pair):
             raise RowProblem(f"{path} is not a pair of texts")
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
     return _chat([*messages, Message("user", prompt), Message("assistant", answer)], value, "history")
@@ -338,22 +381,22 @@ def _completion(value: Object) -> Example:
         kinds = f"prompt is {kind_of(prompt)} and completion is {kind_of(completion)}"
         raise RowProblem(f"{kinds} (expected both texts or both lists of messages)")
     if isinstance(prompt, list):
-        context = [replace(turn, train=turn.role != "assistant") for turn in _message_list(prompt, "prompt")]
-        return _chat([*context, *_message_list(completion, "completion")], value, "completion")
-    prompt = _text(value, "prompt", "prompt", empty=True)
-    example = CompletionExample(prompt, _text(value, "completion", "completion"))
+        context = [replace(turn, train=turn.role != "assistant") for turn in parse_turns(prompt, "prompt")]
+        return _chat([*context, *parse_turns(completion, "completion")], value, "completion")
+    prompt = text_at(value, "prompt", "prompt", empty=True)
+    example = CompletionExample(prompt, text_at(value, "completion", "completion"))
     if not value.get("system"):
         return example
     return _chat([Message("user", prompt), Message("assistant", example.completion)], value, "completion")
 
 
 def _document(value: Object) -> TextExample:
-    return TextExample(_text(value, "text", "text"))
+    return TextExample(text_at(value, "text", "text"))
 
 
 _FORMATS: Mapping[str, Callable[[Object], Example]] = {
-    "messages": _messages,
-    "conversations": _conversations,
+    "messages": partial(_conversation, "messages"),
+    "conversations": partial(_conversation, "conversations"),
     "instruction": _alpaca,
     "prompt": _completion,
     "completion": _completion,

@@ -6,8 +6,8 @@ The rule: a question is rendered by the same code as a training row, so a tuned 
 from dataclasses import replace
 from typing import NamedTuple
 
-from macft.data.chat_template import decode, encode, encode_prompt
-from macft.data.examples import ChatExample, Example, TextExample, question_of
+from macft.data.chat_template import decode, encode, encode_prompt, encode_responses
+from macft.data.examples import ChatExample, Example, ResponseExample, TextExample, question_of
 from macft.data.turns import Tokenizer
 
 OPENING_TOKENS, ENDING_TOKENS = 24, 48
@@ -33,6 +33,8 @@ def make_question(example: Example, tokenizer: Tokenizer, *, enable_thinking: bo
     """
     if isinstance(example, TextExample):
         return _make_opening(example.text, tokenizer)
+    if isinstance(example, ResponseExample):
+        return _ask_prompt(example, tokenizer, enable_thinking)
     messages, answer = question_of(example)
     ids = encode_prompt(example, tokenizer, enable_thinking=enable_thinking) if messages else []
     if not ids:
@@ -40,6 +42,14 @@ def make_question(example: Example, tokenizer: Tokenizer, *, enable_thinking: bo
     if isinstance(example, ChatExample) and example.messages[len(messages)].tool_calls:
         answer = _write_answer(example, len(messages), tokenizer, enable_thinking)
     return Question(messages[-1].content or "", ids, answer)
+
+
+def _ask_prompt(example: ResponseExample, tokenizer: Tokenizer, enable_thinking: bool) -> Question:
+    ids = [int(id) for id in encode_responses(example, tokenizer, enable_thinking=enable_thinking)[0].prompt]
+    best = "" if example.label is False else example.responses[0]
+    if isinstance(example.prompt, str) or isinstance(best, str):
+        return Question(str(example.prompt), ids, str(best).strip())
+    return Question(example.prompt[-1].content or "", ids, best[0].content or "")
 
 
 def _make_opening(text: str, tokenizer: Tokenizer) -> Question | None:

@@ -4,7 +4,7 @@ The rule: nothing that was left out, cut or changed goes uncounted.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,12 +30,15 @@ class DataReport:
         supervised_tokens: Those of them that are trained on.
         histogram: Upper bound of a length and the number of training rows up to it, from the last bound on.
         dropped: Reason to number of rows left out.
+        dropped_where: Reason to file and line of each of them.
         truncated_rows: Rows whose end was cut off.
         split_rows: Rows that became several.
         duplicate_rows: Rows that say the same as an earlier training row.
         leaked_rows: Validation and test rows that also stand in the training rows.
         formats: Kind of example to number of rows.
         notes: What was done to rows that their author should know, to number of rows.
+        responses: Kind of response (chosen and rejected, or desirable and undesirable) to `rows` and `mean_tokens`;
+            empty without preferences.
     """
 
     rows_read: int
@@ -50,12 +53,14 @@ class DataReport:
     length_max: int
     histogram: tuple[tuple[int, int], ...]
     dropped: Mapping[str, int]
+    dropped_where: Mapping[str, Sequence[str]]
     truncated_rows: int
     split_rows: int
     duplicate_rows: int
     leaked_rows: int
     formats: Mapping[str, int]
     notes: Mapping[str, int]
+    responses: Mapping[str, Mapping[str, float]]
 
     @property
     def supervised_share(self) -> float:

@@ -9,6 +9,8 @@ from typing import cast
 
 import mlx.core as mx
 
+from macft.losses.backward import custom_function
+
 
 def is_slow() -> bool:
     """Return whether `mx.exp` is the slow way here."""
@@ -20,7 +22,7 @@ def exp(x: mx.array) -> mx.array:
     return mx.power(math.e, x) if is_slow() and x.dtype == mx.float32 else mx.exp(x)
 
 
-@mx.custom_function
+@custom_function
 def _softmax(scores: mx.array) -> mx.array:
     raised = exp(scores - scores.max(axis=-1, keepdims=True))
     return raised / raised.sum(axis=-1, keepdims=True)
@@ -37,7 +39,7 @@ def softmax(scores: mx.array) -> mx.array:
     return cast(mx.array, _softmax(scores))
 
 
-@mx.custom_function
+@custom_function
 def _swiglu(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     sigmoid = 1.0 / (1.0 + exp(-gate))
     return gate * sigmoid * up, sigmoid

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from macft.losses.backward import custom_function
 from macft.losses.exponential import exp
 
 CHUNK_ROWS = 256
@@ -66,21 +67,19 @@ def head_logprobs(hidden: mx.array, targets: mx.array, head: Projection, *, with
     Returns:
         Natural-log probabilities [R], float32, nats.
     """
-    parts: list[mx.array] = []
+    made: list[tuple[mx.array, ...]] = []
     for start in range(0, hidden.shape[0], CHUNK_ROWS):
         chunk, wanted = hidden[start : start + CHUNK_ROWS], targets[start : start + CHUNK_ROWS]
-        if parts:  # or MLX would run ahead and hold the logits of several chunks
-            chunk = mx.depends(chunk, parts[-1])
-        parts.append(
-            _chunk_with_gradient(head)(chunk, wanted)[0]
-            if with_gradient
-            else _normalized(head.logits(chunk), wanted)[0]
+        if made:  # gradient and all, or MLX would run ahead and hold the logits of several chunks
+            chunk = mx.depends(chunk, list(made[-1]))
+        made.append(
+            _chunk_with_gradient(head)(chunk, wanted) if with_gradient else _normalized(head.logits(chunk), wanted)[:1]
         )
-    return mx.concatenate(parts)
+    return mx.concatenate([logprobs for logprobs, *_ in made])
 
 
 def _chunk_with_gradient(head: Projection) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
-    @mx.custom_function
+    @custom_function
     def chunk(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         logits = head.logits(hidden)
         logprobs, raised, total = _normalized(logits, targets)

@@ -4,9 +4,11 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
+import functools
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +23,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from macft.errors import ModelError, Problem, RecipeError
+from macft.models import peft
 from macft.recipe import LoraTable
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -84,7 +87,7 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
         seed: Fixes the start of the A matrices.
 
     Returns:
-        The adapter's configuration, as `save_adapter` writes it.
+        The adapter's configuration, as `write_adapter_files` writes it.
 
     Raises:
         RecipeError: No linear layer matches the targets, or there are fewer layers than asked for.
@@ -123,26 +126,46 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
     Raises:
         ModelError: Files are missing or damaged, tensors do not fit the model, or the base is another one.
     """
-    config = read_adapter_config(folder)
+    config, weights = read_adapter(folder)
     trained_on = config.get("macft", {}).get("base_fingerprint", "")
     if base_fingerprint and trained_on and trained_on != base_fingerprint:
         raise ModelError(
             f"{folder.name}: this adapter was trained on another base ({config.get('base_model_name_or_path', '?')})",
             fix="Use the model it was trained on.",
         )
-    weights = load_tensors(folder / WEIGHTS)
+    is_full, from_peft = config["fine_tune_type"] == "full", not (folder / WEIGHTS).is_file()
+    if from_peft:
+        config["num_layers"] = peft.count_layers(weights, len(model.layers))
     _convert(model, config)
-    expected = adapter_parameters(model) if config.get("fine_tune_type") != "full" else dict(_flat(model.parameters()))
-    check_tensors(weights, expected, where=folder / WEIGHTS, complete=config.get("fine_tune_type") != "full")
+    expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
+    if from_peft:  # it may leave out layers in between: those get an update that is zero
+        weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
+    check_tensors(weights, expected, where=folder / (peft.WEIGHTS if from_peft else WEIGHTS), complete=not is_full)
     model.load_weights(list(weights.items()), strict=False)
     return config
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """Read an adapter folder of macft, mlx-lm or PEFT.
+
+    Returns:
+        The configuration as `read_adapter_config` gives it, and the tensors by mlx-lm's names.
+
+    Raises:
+        ModelError: Files are missing or damaged, or PEFT's adapter holds what mlx-lm's layers cannot.
+    """
+    config = read_adapter_config(folder)
+    if (folder / WEIGHTS).is_file() or not (folder / peft.WEIGHTS).is_file():
+        return config, load_tensors(folder / WEIGHTS)
+    told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return peft.from_peft(told, load_tensors(folder / peft.WEIGHTS), where=folder)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read and check `adapter_config.json`.
 
     Raises:
-        ModelError: It is missing, not JSON, or lacks a key that mlx-lm needs; PEFT folders are named as such.
+        ModelError: It is missing, not JSON, or lacks a key that mlx-lm needs.
     """
     path = folder / CONFIG
     try:
@@ -153,25 +176,43 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
+    if isinstance(config, dict) and peft.is_peft(config) and (folder / peft.WEIGHTS).is_file():
+        return peft.from_peft(config, load_tensors(folder / peft.WEIGHTS), where=folder)[0]
     try:
         return _AdapterConfig.model_validate(config).model_dump(exclude_none=True)
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"])) or "the file"
-        is_peft = isinstance(config, dict) and "peft_type" in config
-        hint = "It looks like a PEFT adapter; macft and mlx-lm read their own format." if is_peft else ""
-        raise ModelError(f"{path}: {key}: {detail['msg'].lower()}", fix=hint) from None
+        raise ModelError(f"{path}: {key}: {detail['msg'].lower()}") from None
 
 
-def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+def adapter_hash(folder: Path) -> str:
+    """Identify an adapter by every byte of its weights and its configuration.
+
+    Raises:
+        ModelError: A file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror})", fix="`macft runs` lists the runs.") from None
+    return digest.hexdigest()
+
+
+def write_adapter_files(
+    folder: Path, tensors: dict[str, mx.array], config: dict[str, Any], provenance: dict[str, Any]
+) -> None:
     """Write an adapter folder into `folder`, which exists.
 
     `alpha = rank · scale` is always an integer on disk, since the tools that read it expect one; what is left of the
     scale (rsLoRA) is folded into B, which changes nothing in the product.
 
     Args:
-        model: Carries the adapter.
         folder: Where the two files go.
+        tensors: As `adapter_parameters` returns them.
         config: As `attach` or `load_adapter` returned it.
         provenance: What made it: base name and fingerprint, template hash, method, step. No absolute paths.
     """
@@ -180,8 +221,7 @@ def save_adapter(model: nn.Module, folder: Path, config: dict[str, Any], provena
     alpha = max(1, round(rank * scale))
     rest = scale * rank / alpha
     weights = {
-        name: value * rest if name.endswith("lora_b") and rest != 1.0 else value
-        for name, value in adapter_parameters(model).items()
+        name: value * rest if name.endswith("lora_b") and rest != 1.0 else value for name, value in tensors.items()
     }
     save_tensors(folder / WEIGHTS, weights)
     written = {
@@ -226,15 +266,31 @@ def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
 
 
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Make the model its base for a while, bit for bit: adapted layers step aside."""
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, ADAPTED)]
-    plain = [(name, module.linear if "linear" in module else module.embedding) for name, module in adapted]
-    model.update_modules(tree_unflatten(plain))
+def adapters_off(model: nn.Module, *, trained_only: bool = False) -> Iterator[None]:
+    """Make the model its base for a while, bit for bit: adapted layers step aside.
+
+    Args:
+        model: Carries adapters, perhaps one over another.
+        trained_only: Leave frozen adapters on: the model becomes what its training stands on.
+    """
+    adapted = list(outermost(model).items())
+    model.update_modules(tree_unflatten([(name, _inside(module, trained_only)) for name, module in adapted]))
     try:
         yield
     finally:
         model.update_modules(tree_unflatten(adapted))
+
+
+def outermost(model: nn.Module) -> dict[str, Any]:
+    """Return the adapted layers by name; of adapters one over another, the upper ones."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTED)}
+    return {name: module for name, module in adapted.items() if name.rpartition(".")[0] not in adapted}
+
+
+def _inside(module: Any, trained_only: bool) -> Any:
+    while isinstance(module, ADAPTED) and not (trained_only and not count_values(module.trainable_parameters())[0]):
+        module = module.linear if "linear" in module else module.embedding
+    return module
 
 
 def set_dropout_keys(model: nn.Module, key: mx.array) -> None:
@@ -251,26 +307,29 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.probability = probability
 
 
-def recompute_layers(model: nn.Module) -> None:
-    """Keep only each layer's input for the backward pass and compute the rest again.
+def compute_in_model_dtype(model: nn.Module) -> None:
+    """Let LoRA's products be made in the type of what they multiply; its parameters stay float32.
 
-    Only this model's layers change, each once; mlx-lm's `grad_checkpoint` patches the class for the whole process.
+    mlx-lm multiplies with the float32 matrices themselves, so that a 16-bit model keeps its activations once more, in
+    float32. Gradients arrive in float32 either way, and so do all that stands on them: moments, checkpoints, results.
     """
-    for layer in model.layers:
-        if not getattr(type(layer), "is_recomputed", False):
-            kind = type(layer)
-            layer.__class__ = type(kind.__name__, (kind,), {"__call__": _recomputed(kind), "is_recomputed": True})
+    for module in model.modules():
+        if isinstance(module, LoRALinear | LoRASwitchLinear):
+            module.__class__ = _casting(cast(Any, type(module)))
 
 
-def _recomputed(kind: type[nn.Module]) -> Callable[..., Any]:
-    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(parameters: Any, *inputs: Any, **named: Any) -> Any:
-            layer.update(parameters)
-            return kind.__call__(layer, *inputs, **named)
+@functools.cache
+def _casting(kind: Any) -> type[nn.Module]:
+    def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
+        matrices = self.lora_a, self.lora_b
+        self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
+        try:
+            product: mx.array = kind.__call__(self, x, *indices, **named)
+            return product
+        finally:
+            self.lora_a, self.lora_b = matrices
 
-        return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
-
-    return call
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def check_tensors(

@@ -10,6 +10,8 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from macft.losses.backward import custom_function
+
 FEW_ROWS = 4
 """Up to this many rows the quantized product is the faster one."""
 
@@ -43,7 +45,7 @@ def _product(x: mx.array, layer: Any) -> mx.array:
         )
         return dequantized.astype(x.dtype)
 
-    @mx.custom_function
+    @custom_function
     def product(x: mx.array) -> mx.array:
         return x @ weight().T
 

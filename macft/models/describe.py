@@ -134,7 +134,7 @@ def describe(folder: Path, name: str | None = None, *, without_weights: bool = F
         context=_context(text, number),
         tied=tied,
         licence=_licence(folder, config),
-        has_chat_template=bool(_chat_template(folder)),
+        has_chat_template=bool(read_chat_template(folder)),
         is_quantized=bool(_quantization(config)),
         trainable=trainable,
         why_not=why_not,
@@ -209,8 +209,26 @@ def template_hash(folder: Path) -> str:
     Raises:
         ModelError: The file that holds it is damaged.
     """
-    template = _chat_template(folder)
+    template = read_chat_template(folder)
     return hashlib.sha256(template.encode()).hexdigest() if template else ""
+
+
+def read_chat_template(folder: Path) -> str:
+    """Return a model's chat template; `""` when it has none, JSON when it has several.
+
+    Raises:
+        ModelError: The file that holds it is damaged.
+    """
+    if (file := folder / "chat_template.jinja").exists():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise ModelError(f"{file} cannot be read as text") from None
+    for file in (folder / "chat_template.json", folder / "tokenizer_config.json"):
+        template = _read_json(file).get("chat_template") if file.exists() else None
+        if template:
+            return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return ""
 
 
 class _Numbers:
@@ -323,19 +341,6 @@ def _licence(folder: Path, config: dict[str, Any]) -> str:
         if match := re.search(r"\A---\n(?:.*\n)*?license:\s*([^\s#]+)", head):
             return match.group(1).strip("'\"")
     return str(config.get("license") or "")
-
-
-def _chat_template(folder: Path) -> str:
-    if (file := folder / "chat_template.jinja").exists():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise ModelError(f"{file} cannot be read as text") from None
-    for file in (folder / "chat_template.json", folder / "tokenizer_config.json"):
-        template = _read_json(file).get("chat_template") if file.exists() else None
-        if template:
-            return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:

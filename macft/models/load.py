@@ -7,7 +7,7 @@ Import this module before any other part of mlx-lm, whose import fails where few
 """
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,18 @@ def load_model(
     Raises:
         ModelError: The model is damaged, unsupported, or needs code of its own; tensors are named.
     """
+    model, config = load_lazily(folder, quantize=quantize, group_size=group_size, compute_dtype=compute_dtype)
+    _materialize(model)
+    return model, config
+
+
+def load_lazily(
+    folder: Path, *, quantize: int | None = None, group_size: int = 64, compute_dtype: str = "auto"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Make the model that `load_model` makes, with none of its weights read until they are used.
+
+    Args, Returns and Raises are those of `load_model`; `compute_dtype="stored"` casts nothing.
+    """
     facts = describe(folder)
     if not facts.trainable:
         raise ModelError(
@@ -76,10 +88,9 @@ def load_model(
         folder = folder / "quantized"
     model, config = _load_lazily(folder)
     if dtype := _dtype(compute_dtype):
-        _cast(model, dtype)
+        cast_floats(model, dtype)
     if quantize and not facts.is_quantized:
-        _quantize(model, config, bits=quantize, group_size=group_size)
-    _materialize(model)
+        quantize_layers(model, config, bits=quantize, group_size=group_size)
     if mx.default_device() == mx.cpu:
         multiply_dequantized(model)
     model.freeze()
@@ -136,8 +147,16 @@ def _load_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model, config
 
 
-def _quantize(model: nn.Module, config: dict[str, Any], *, bits: int, group_size: int) -> None:
-    """Put quantized layers, still unevaluated, in the place of plain ones; record them in the config."""
+def quantize_layers(
+    model: nn.Module, config: dict[str, Any], *, bits: int, group_size: int, only: Container[str] | None = None
+) -> None:
+    """Put quantized layers, still unevaluated, in the place of plain ones; record them in the config.
+
+    A config that records quantized layers already keeps their entries; layers of other bits get entries of their own.
+
+    Args:
+        only: Paths of the layers; left out, all that the family quantizes.
+    """
     default = {"group_size": group_size, "bits": bits, "mode": "affine"}
     recorded = config.setdefault("quantization", dict(default))
     choose: Callable[[str, nn.Module], Any] = getattr(model, "quant_predicate", None) or (lambda _path, _module: True)
@@ -145,6 +164,9 @@ def _quantize(model: nn.Module, config: dict[str, Any], *, bits: int, group_size
     def wanted(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized") or module.weight.shape[-1] % group_size:
             return False
+        if only is not None and path not in only:
+            return False
+        recorded.pop(path, None)
         choice = choose(path, module)
         own = dict(choice) if isinstance(choice, dict) else dict(default)
         if choice and own != {key: recorded.get(key) for key in own}:
@@ -160,10 +182,11 @@ def _dtype(name: str) -> mx.Dtype | None:
     if name == "auto":
         # Half precision is many times slower than float32 on MLX's CPU backend.
         return mx.float32 if mx.default_device() == mx.cpu else None
-    return _DTYPES[name]
+    return _DTYPES.get(name)
 
 
-def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
+def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast a model's floating-point weights, but for those that its family keeps."""
     may_cast: Callable[[str], bool] = getattr(model, "cast_predicate", lambda _name: True)
 
     def cast(name: str, value: mx.array) -> mx.array:

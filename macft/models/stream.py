@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from macft.data.batches import Batch, make_batch
+from macft.losses.backward import checkpoint, custom_function
 from macft.losses.exponential import is_slow, softmax, swiglu
 
 TOLERANCE = 1e-4
@@ -30,8 +31,7 @@ class StreamLayout:
     """What attention needs to know of a batch; handed to mlx-lm's modules where they expect a cache."""
 
     def __init__(self, batch: Batch) -> None:
-        self.gather, self.back, self.real = batch.gather, batch.back, batch.real
-        self._to_rows, self._to_stream = _gathers(self.gather, self.back, self.real)
+        self._to_rows, self._to_stream = _gathers(batch)
 
     def make_mask(self, *_: Any, **__: Any) -> None:
         """Return nothing: the rows are causal by themselves."""
@@ -47,23 +47,31 @@ class StreamLayout:
         return stream
 
 
-def _gathers(gather: mx.array, back: mx.array, real: mx.array) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _gathers(batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
-    @mx.custom_function
+    gather, back, taken, copies = batch.gather, batch.back, batch.taken, batch.copies
+    shared = copies.shape[1]
+
+    @custom_function
     def to_rows(x: mx.array) -> mx.array:
         return x[gather]
 
     @to_rows.vjp
     def to_rows_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent.reshape(-1, cotangent.shape[-1])[back]
+        flat = cotangent.reshape(-1, cotangent.shape[-1])
+        stream = flat[back]
+        if not shared:
+            return stream
+        first = functools.reduce(mx.add, [flat[places] for places in copies], stream[:shared])
+        return mx.concatenate([first, stream[shared:]])
 
-    @mx.custom_function
+    @custom_function
     def to_stream(rows: mx.array) -> mx.array:
         return rows.reshape(-1, rows.shape[-1])[back]
 
     @to_stream.vjp
     def to_stream_vjp(rows: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        spread = mx.where(real[:, None], cotangent[gather.reshape(-1)], 0)
+        spread = mx.where(taken[:, None], cotangent[gather.reshape(-1)], 0)
         return spread.reshape(rows.shape)
 
     return to_rows, to_stream
@@ -113,7 +121,7 @@ def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
         return Stream(0, "this family's attention is not known")
     if (window := _window(model)) and window < longest:
         return Stream(0, f"rows are longer than its sliding window of {window}")
-    batch, stream = _probe(model, window or longest), Stream(len(attentions))
+    batch, stream = probe(model, longest=window or longest), Stream(len(attentions))
     own = Stream(0).runner(batch)(model.model)
     gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)] if is_slow() else []
     kinds = [type(module) for module in (*attentions, *gated)]
@@ -121,7 +129,7 @@ def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
         module.__class__ = _streaming(cast(Any, type(module)))
     for module in gated:
         module.__class__ = _fast_gated(cast(Any, type(module)))
-    if _equals(stream, batch, model, own):
+    if equals(stream, batch, model, own):
         return stream
     for module, kind in zip((*attentions, *gated), kinds, strict=True):
         module.__class__ = kind
@@ -134,7 +142,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) ->
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
     rows, heads, length, width = queries.shape
     grouped = (queries * scale).reshape(rows, keys.shape[1], heads // keys.shape[1], length, width)
-    attend_block = _attend_block if length <= KEPT_SCORES else mx.checkpoint(_attend_block)
+    attend_block = _attend_block if length <= KEPT_SCORES else checkpoint(_attend_block)
     ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
     blocks = [
         attend_block(grouped[:, :, :, start:end], keys[:, :, :end], values[:, :, :end])
@@ -169,14 +177,18 @@ def _streaming(kind: Any) -> type[nn.Module]:
             laid = cache.to_rows(projected)
             return laid.reshape(*laid.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-        x = x[0]
-        queries = self.rope(rows(self.q_proj(x), self.n_heads, "q_norm"))
-        keys = self.rope(rows(self.k_proj(x), self.n_kv_heads, "k_norm"))
-        values = rows(self.v_proj(x), self.n_kv_heads)
-        attended = attend(queries, keys, values, self.scale).transpose(0, 2, 1, 3)
+        queries, keys, values = self.project(x[0])
+        queries = self.rope(rows(queries, self.n_heads, "q_norm"))
+        keys = self.rope(rows(keys, self.n_kv_heads, "k_norm"))
+        attended = attend(queries, keys, rows(values, self.n_kv_heads), self.scale).transpose(0, 2, 1, 3)
         return self.o_proj(cache.to_stream(attended.reshape(*attended.shape[:2], -1)))[None]  # type: ignore[no-any-return]
 
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return type(kind.__name__, (kind,), {"__call__": call, "project": _project})
+
+
+def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Return queries, keys and values of a stream; the part of attention that `recompute` computes again."""
+    return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
 
 
 @functools.cache
@@ -233,13 +245,15 @@ class _ProbeRows:
         return self.ids[index], np.ones(len(self.ids[index]), np.bool_)
 
 
-def _probe(model: nn.Module, longest: int) -> Batch:
+def probe(model: nn.Module, *, longest: int) -> Batch:
+    """Return three short rows as a batch, to compare two forms of a model on."""
     vocabulary = int(getattr(getattr(model, "args", None), "vocab_size", 16))
     batch = make_batch(_ProbeRows(vocabulary, longest), np.arange(3))
     return Batch(*(mx.array(part) for part in batch))
 
 
-def _equals(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> bool:
+def equals(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> bool:
+    """Return whether a model's hidden states on a batch are those that it had [T, D]."""
     try:
         ours = stream.runner(batch)(model.model)
         close = mx.abs(ours - own).max() <= _tolerance(own.dtype) * mx.abs(own).max()

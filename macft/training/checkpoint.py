@@ -9,8 +9,9 @@ The rule: a checkpoint is written aside, flushed and renamed, so a folder that h
 import contextlib
 import hashlib
 import json
-import os
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from macft.errors import CheckpointDamaged, ModelError, RunError
 from macft.models.adapters import check_tensors, load_tensors, save_tensors
-from macft.run import PRIVATE_FOLDER, write_atomic
+from macft.run import PRIVATE_FOLDER, flush, write_atomic
 
 LATEST, BEST = "latest", "best"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -33,7 +34,7 @@ class Progress:
 
     Attributes:
         step: Updates made; the position in the data follows from it.
-        best_loss: Lowest `eval_loss` so far, nats; infinity before the first evaluation.
+        best_value: Best value so far of the recipe's `evaluate.metric`; None before the first evaluation.
         best_step: Step of that evaluation.
         stale: Evaluations since then, for early stopping.
         looked_step: Step of the last evaluation, -1 before the first.
@@ -41,16 +42,18 @@ class Progress:
     """
 
     step: int = 0
-    best_loss: float = float("inf")
+    best_value: float | None = None
     best_step: int = 0
     stale: int = 0
     looked_step: int = -1
     skipped_in_a_row: int = 0
 
-    def evaluated(self, loss: float) -> "Progress":
-        """Return the progress after an evaluation."""
-        if loss < self.best_loss:
-            return replace(self, best_loss=loss, best_step=self.step, stale=0, looked_step=self.step)
+    def evaluated(self, metrics: Mapping[str, float], metric: str) -> "Progress":
+        """Return the progress after an evaluation; of the metric, more is better unless it is a loss."""
+        value, best = metrics.get(metric, float("nan")), self.best_value
+        sign = -1.0 if metric == "eval_loss" else 1.0
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
+            return replace(self, best_value=value, best_step=self.step, stale=0, looked_step=self.step)
         return replace(self, stale=self.stale + 1, looked_step=self.step)
 
 
@@ -89,7 +92,7 @@ class Checkpoints:
             aside.rename(self.folder / name)
             flush(self.folder)
             # `best` first: a crash between the two must not leave a later checkpoint that knows of no better best.
-            if progress.best_step == progress.step and progress.best_loss < float("inf"):
+            if progress.best_step == progress.step and progress.best_value is not None:
                 write_atomic(self.folder / BEST, name.encode())
             write_atomic(self.folder / LATEST, name.encode())
         except (OSError, RuntimeError) as error:
@@ -181,15 +184,6 @@ class Checkpoints:
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             if old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(path: Path) -> str:

@@ -9,13 +9,14 @@ import faulthandler
 import hashlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from macft.errors import MacftError, RunCrashed, RunError
@@ -78,6 +79,17 @@ class Ranks:
     def from_leader(self, value: T) -> T:
         """Return rank 0's value of anything that JSON holds."""
         return self.gather(value if self.leads else cast(T, None))[0]
+
+    def add(self, lists: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+        """Return the element-wise sums of all lists of all ranks; a rank may have none."""
+        total: npt.NDArray[np.float64] = np.array([each for part in self.gather(lists) for each in part]).sum(axis=0)
+        return total
+
+    def add_named(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the sums of all ranks' values by name; a rank may lack some."""
+        parts = self.gather(values)
+        names = list(dict.fromkeys(name for part in parts for name in part))
+        return {name: sum(part[name] for part in parts if name in part) for name in names}
 
     def all_sum(self, tree: Any) -> Any:
         """Return the sums over all ranks of a tree of arrays, in float32; alone, the tree as it is.

@@ -13,8 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import Optimizer
 
-from macft.data.batches import Order, make_batch, shard_rows, split_micro_batches
-from macft.data.prepare import TokenRows
+from macft.data.batches import Order, Rows, shard_rows, split_micro_batches
 from macft.errors import RunError
 from macft.events import (
     CheckpointSaved,
@@ -66,8 +65,8 @@ class Job:
     model: nn.Module
     objective: Objective
     optimizer: Optimizer
-    train_rows: TokenRows
-    valid_rows: TokenRows
+    train_rows: Rows
+    valid_rows: Rows
     micro_batch_tokens: int
     compiled: bool
     checkpoints: Checkpoints
@@ -121,7 +120,8 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
             yield _save(job, progress)
     while progress.step < total_steps:
         if recipe.evaluate.patience and progress.stale >= recipe.evaluate.patience:
-            ending = Ending(progress, "done", f"eval_loss has not improved since step {progress.best_step}")
+            reason = f"{recipe.evaluate.metric} has not improved since step {progress.best_step}"
+            ending = Ending(progress, "done", reason)
             break
         if (yield from _obey(job, progress.step)) == "stop":
             ending = Ending(progress, "stopped", "you asked for it", "`macft resume` goes on from here.")
@@ -167,7 +167,7 @@ def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) ->
     own = shard_rows(indices, lengths, job.ranks.size)[job.ranks.rank]
     most = job.recipe.micro_batch_size or len(indices)
     parts = split_micro_batches(own, lengths, tokens=job.micro_batch_tokens, rows=most)
-    outcome = updater(step, [make_batch(job.train_rows, part) for part in parts], rate)
+    outcome = updater(step, [job.train_rows.batch(part) for part in parts], rate)
     seconds = time.perf_counter() - started
     if not outcome.is_finite:
         rows = [job.train_rows.where[index] for index in indices]
@@ -176,6 +176,7 @@ def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) ->
     tokens = int(lengths[indices].sum())
     metrics: Metrics = {
         "loss": outcome.loss,
+        **outcome.metrics,
         "grad_norm": outcome.grad_norm,
         "learning_rate": rate,
         "tokens": tokens,
@@ -203,17 +204,14 @@ def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
         )
         if scored is None:
             return progress
-        loss, weight = scored
-        progress = progress.evaluated(loss)
-        yield Evaluated(
-            step=progress.step,
-            metrics={
-                "eval_loss": loss,
-                "eval_supervised_tokens": weight,
-                "eval_seconds": time.perf_counter() - started,
-            },
-            is_best=progress.stale == 0,
-        )
+        metrics: Metrics = {
+            "eval_loss": scored.loss,
+            **{f"eval_{name}": value for name, value in scored.metrics.items()},
+            "eval_supervised_tokens": int(job.valid_rows.supervised.sum()),
+            "eval_seconds": time.perf_counter() - started,
+        }
+        progress = progress.evaluated(metrics, job.recipe.evaluate.metric)
+        yield Evaluated(step=progress.step, metrics=metrics, is_best=progress.stale == 0)
     yield from job.sample(progress.step)
     return progress
 

@@ -18,23 +18,16 @@ from macft.data.questions import Question
 from macft.events import Scored
 from macft.measure.answers import score_answers
 from macft.measure.table import pick_examples
-from macft.models.adapters import adapters_off, save_adapter
-from macft.run import PRIVATE_FOLDER, Run
-from macft.training.checkpoint import flush
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "*.jinja",
-    "vocab.*",
-    "merges.txt",
-    "generation_config.json",
-)
+from macft.models.adapters import adapter_parameters, adapters_off, write_adapter_files
+from macft.models.companions import copy_tokenizer
+from macft.models.stacked import folded_parameters, is_stacked
+from macft.run import PRIVATE_FOLDER, Run, flush
 
 
 def write_adapter(run: Run, model: nn.Module, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
-    """Write `RUN/adapter/`, a plain mlx-lm adapter folder."""
-    return _replace(run.path / "adapter", lambda aside: save_adapter(model, aside, config, provenance))
+    """Write `RUN/adapter/`, a plain mlx-lm adapter folder; of two adapters, one over the other, it is their sum."""
+    tensors = folded_parameters(model, config) if is_stacked(model) else adapter_parameters(model)
+    return _replace(run.path / "adapter", lambda aside: write_adapter_files(aside, tensors, config, provenance))
 
 
 def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
@@ -46,9 +39,7 @@ def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], 
         told = {key: "float32" if key in {"dtype", "torch_dtype"} else value for key, value in config.items()}
         (aside / "config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         (aside / "macft.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
-        for pattern in TOKENIZER_FILES:
-            for file in base.glob(pattern):
-                shutil.copyfile(file, aside / file.name)
+        copy_tokenizer(base, aside)
 
     return _replace(run.path / "model", fill)
 

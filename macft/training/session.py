@@ -5,7 +5,9 @@ bottom in the order in which things happen.
 """
 
 import json
+import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -16,32 +18,50 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.chat.generate import answer_batch
+from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
 from macft.data.prepare import Prepared, data_facts, prepare
+from macft.data.referenced import Mismatched
+from macft.data.response_rows import ResponseRows
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import count_values, recompute_layers
+from macft.models.adapters import adapter_hash, adapters_off, count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
-from macft.models.head import find_head
+from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_tokenizer
-from macft.models.stream import prepare_stream
+from macft.models.recompute import recompute
+from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
-from macft.recipe import Recipe, dump_recipe
-from macft.run import Run, write_atomic
+from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
+from macft.run import Run, find_adapter, write_atomic
+from macft.state import fold
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
 from macft.training.distributed import ALONE, Ranks, SharedRequests
 from macft.training.loop import Ending, Job, Requests, train
-from macft.training.objectives import Supervised
+from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
+from macft.training.reference import ReferencePass, has_reference, refer
 from macft.training.result import score, write_adapter, write_model
+from macft.training.signs import list_signs
 from macft.training.trainable import make_trainable
 
-FREE_TO_CHANGE = {"checkpoint", "evaluate", "data", "model", "micro_batch_size", "recompute", "compile"}
+FREE_TO_CHANGE = {
+    "checkpoint",
+    "evaluate",
+    "data",
+    "model",
+    "micro_batch_size",
+    "recompute",
+    "compile",
+    "max_chosen_fall",
+}
 """Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
 
+TELL_SECONDS = 0.2
+"""Least time between two events of a phase, its first and last apart."""
 Emit = Callable[[Event], None]
 
 
@@ -115,11 +135,15 @@ class Session:
         if not self.recipe.data.train:
             raise RecipeError([Problem("data.train", "is required: files or folders of rows to learn from")])
 
+    @property
+    def _limit(self) -> int:
+        """Most tokens of a row."""
+        return min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
+
     def _prepare(self) -> Prepared:
-        longest = min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
         settings = (
             self.recipe.method,
-            longest,
+            self._limit,
             self.facts.vocab_size,
             self.recipe.evaluate,
             tokenizer_hash(self.folder),
@@ -132,7 +156,7 @@ class Session:
                 self.recipe.data,
                 self.tokenizer,
                 method=self.recipe.method,
-                max_seq_length=longest,
+                max_seq_length=self._limit,
                 vocab_size=self.facts.vocab_size,
                 evaluate=self.recipe.evaluate,
                 progress=self._teller("tokenize"),
@@ -147,21 +171,28 @@ class Session:
     def _make_job(self, model: nn.Module, data: Prepared, planned: Plan) -> Job:
         recipe = self.recipe
         head = find_head(model)
-        rows = (data.train, data.valid)
-        stream = prepare_stream(model, longest=max(int(part.lengths.max(initial=0)) for part in rows))
-        if recipe.neftune_alpha and not head.takes_embeddings:
+        sets: list[Counted] = [data.train, data.valid]
+        if isinstance(recipe, KtoRecipe):
+            sets += [Mismatched(rows, self._limit) for rows in sets if isinstance(rows, ResponseRows)]
+        stream = prepare_stream(model, longest=max(int(rows.longest.max(initial=0)) for rows in sets))
+        if isinstance(recipe, SupervisedRecipe) and recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
-        if planned.recompute == "layer":
-            recompute_layers(model)
+        tokens = planned.micro_batch_tokens
+        if isinstance(recipe, PreferenceRecipe) and not stream.layers:
+            tokens //= 2  # the prompt lies in both padded rows
+        train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
+        if (level := recompute(model, planned.recompute, stream)) != planned.recompute:
+            message = f"the family {self.facts.family} cannot recompute less than whole layers"
+            self.emit(Warned(message=message, fix=f'That is what the run does: recompute = "{level}".'))
         return Job(
             recipe=recipe,
             model=model,
-            objective=Supervised(head, stream, neftune_alpha=recipe.neftune_alpha),
+            objective=make_objective(recipe, head, stream),
             optimizer=make_optimizer(recipe.optimizer, recipe.learning_rate),
-            train_rows=data.train,
-            valid_rows=data.valid,
-            micro_batch_tokens=planned.micro_batch_tokens,
+            train_rows=train_rows,
+            valid_rows=valid_rows,
+            micro_batch_tokens=tokens,
             compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=SharedRequests(self.requests, self.ranks),
@@ -181,6 +212,29 @@ class Session:
             if resumed:
                 job.optimizer.state = self.ranks.copy_leader(job.optimizer.state)
         return Progress(**self.ranks.from_leader(asdict(progress)))
+
+    def _refer(self, model: nn.Module, head: Head, stream: Stream, data: Prepared, tokens: int) -> tuple[Rows, Rows]:
+        """Return the training and validation rows with what the reference says of them; the model is at its start."""
+        recipe = self.recipe
+        stands_on = {
+            "base": self.checkpoints.world["base model"],
+            "template": self.checkpoints.world["chat template"],
+            "quantize": (recipe.quantize, recipe.quantize_group_size),
+            "dtype": (recipe.compute_dtype, recipe.adapter_dtype),
+            "device": mx.default_device(),
+            "versions": [version(name) for name in ("macft", "mlx", "mlx-lm")],
+        }
+        is_start = has_reference(recipe) and recipe.reference == "start" and recipe.start_from is not None
+        if is_start:
+            stands_on["adapter"] = self.checkpoints.world["start adapter"]
+        as_it_is = (is_start and not recipe.stack) or recipe.adapter == "full"
+        with nullcontext() if as_it_is else adapters_off(model, trained_only=is_start):
+            scorer = ReferencePass(
+                model, head, stream, tokens=tokens, folder=home() / "cache" / "reference", stands_on=stands_on
+            )
+            sets = [data.train, data.valid]
+            train, valid = refer(recipe, sets, scorer, self._teller("reference"), limit=self._limit)
+        return train, valid
 
     def _sampler(self, model: nn.Module, data: Prepared) -> Callable[[int], Iterator[Sampled]]:
         limit = self.recipe.evaluate.max_tokens
@@ -210,8 +264,11 @@ class Session:
     def _world(self, data: Prepared) -> dict[str, str]:
         """Return what a checkpoint stands on, by name."""
         keys = self.recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+        start = self.recipe.start_from if self.recipe.adapter != "full" else None
         return {name: str(value) for name, value in keys.items()} | {
             "base model": fingerprint(self.folder),
+            "evaluate.metric": self.recipe.evaluate.metric,
+            "start adapter": adapter_hash(find_adapter(start, runs_folder())) if start else "none",
             "chat template": template_hash(self.folder),
             "training rows": data.train.fingerprint,
             "validation rows": data.valid.fingerprint,
@@ -249,16 +306,28 @@ class Session:
         )
 
     def _drive(self, events: Generator[Event, None, Ending]) -> Ending:
+        state = self.run_folder.state()
         while True:
             try:
-                self.emit(next(events))
+                event = next(events)
             except StopIteration as end:
                 ending: Ending = end.value
                 return ending
+            self.emit(event)
+            if isinstance(self.recipe, PreferenceRecipe):
+                state = fold([event], state)
+                for sign in list_signs(self.recipe, state):
+                    self.emit(sign)
+                    state = fold([sign], state)
 
     def _teller(self, phase: str) -> Callable[[int, int], None]:
+        told_at, told = 0.0, -1
+
         def tell(done: int, total: int) -> None:
-            self.emit(PhaseProgress(name=phase, done=done, total=total))
+            nonlocal told_at, told
+            if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
+                self.emit(PhaseProgress(name=phase, done=done, total=total))
+                told_at, told = time.monotonic(), done
             self.ranks.raise_if_lost()
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")

@@ -9,9 +9,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapters import attach, count_values, load_adapter, set_dropout, update_scale
+from macft.models.adapters import (
+    attach,
+    compute_in_model_dtype,
+    count_values,
+    load_adapter,
+    set_dropout,
+    update_scale,
+)
 from macft.models.describe import fingerprint
 from macft.models.load import load_model
+from macft.models.stacked import stack_adapter
 from macft.recipe import Recipe
 from macft.run import find_adapter
 
@@ -45,11 +53,16 @@ def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module,
         _unfreeze(model, recipe.freeze)
         return model, config
     if recipe.start_from is None:
-        return model, attach(model, recipe.lora, kind=recipe.adapter, seed=recipe.seed)
-    source = find_adapter(recipe.start_from, runs)
-    adapter = load_adapter(model, source, base_fingerprint=fingerprint(folder))
-    _refuse_other_shape(recipe, adapter)
-    set_dropout(model, recipe.lora.dropout)
+        adapter = attach(model, recipe.lora, kind=recipe.adapter, seed=recipe.seed)
+    elif recipe.stack:
+        first = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
+        adapter = stack_adapter(model, first, recipe.lora, seed=recipe.seed)
+    else:
+        adapter = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
+        _refuse_other_shape(recipe, adapter)
+        set_dropout(model, recipe.lora.dropout)
+    if recipe.adapter_dtype != "float32":
+        compute_in_model_dtype(model)
     return model, adapter
 
 

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map
 
-from macft.data.batches import Batch
+from macft.data.batches import MicroBatch
+from macft.events import Metrics
 from macft.models.adapters import set_dropout_keys
 from macft.training.distributed import ALONE, Ranks
-from macft.training.objectives import Objective
+from macft.training.objectives import Objective, Sums, to_device
 from macft.training.optimizers import clip, global_norm
 
 
@@ -28,11 +30,13 @@ class Outcome(NamedTuple):
         loss: Mean over the update's weight, nats.
         grad_norm: Global norm before clipping.
         is_finite: Whether both are finite; if not, no weight was changed.
+        metrics: What else the objective watches.
     """
 
     loss: float
     grad_norm: float
     is_finite: bool
+    metrics: Metrics
 
 
 class Updater:
@@ -61,17 +65,17 @@ class Updater:
     ) -> None:
         self.model, self.objective, self.optimizer, self.seed, self.ranks = model, objective, optimizer, seed, ranks
         optimizer.init(model.trainable_parameters())
-        value_and_grad = nn.value_and_grad(model, partial(objective.total, model))
+        value_and_grad = nn.value_and_grad(model, partial(objective.sums, model))
 
-        def accumulate(batch: Batch, key: mx.array, sums: Any) -> Any:
-            total, gradients = value_and_grad(batch, key)
+        def accumulate(batch: MicroBatch, whole: mx.array, key: mx.array, sums: Any) -> Any:
+            found = value_and_grad(batch, whole, key)
             if sums is None:
-                return total, gradients
+                return found
             # Gradients of a bfloat16 model would lose their small parts if they were added up in bfloat16.
-            return tree_map(lambda summed, leaf: summed.astype(mx.float32) + leaf, sums, (total, gradients))
+            return tree_map(lambda summed, leaf: summed.astype(mx.float32) + leaf, sums, found)
 
-        def measure(sums: Any, weight: mx.array) -> Any:
-            total, gradients = tree_map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)
+        def measure(total: mx.array, gradients: Any, weight: mx.array) -> Any:
+            total, gradients = tree_map(lambda leaf: leaf / weight.astype(leaf.dtype), (total, gradients))
             norm = global_norm(gradients)
             clipped = clip(gradients, norm, max_grad_norm)
             return (
@@ -89,7 +93,7 @@ class Updater:
         self._measure = wrap(measure)
         self._apply = wrap(apply, inputs=state, outputs=state)
 
-    def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> Outcome:
+    def __call__(self, step: int, batches: Sequence[MicroBatch], learning_rate: float) -> Outcome:
         """Make the update of a step, or leave every weight as it is when something is not finite.
 
         Args:
@@ -98,19 +102,27 @@ class Updater:
             learning_rate: Of this update.
         """
         keys = mx.random.split(self.ranks.key(mx.random.key((self.seed << 32) | step)), 2 * max(1, len(batches)))
-        weight = sum(self.objective.weight(batch) for batch in batches)
+        survey = self.ranks.add([self.objective.survey(self.model, batch) for batch in batches])
+        whole = mx.array(survey.astype(np.float32))
         sums: Any = None
         for number, batch in enumerate(batches):
             set_dropout_keys(self.model, keys[2 * number])
-            sums = self._accumulate(Batch(*(mx.array(part) for part in batch)), keys[2 * number + 1], sums)
+            sums = self._accumulate(to_device(batch), whole, keys[2 * number + 1], sums)
             mx.eval(sums)
         if sums is None:
-            sums = mx.array(0.0), tree_map(mx.zeros_like, self.model.trainable_parameters())
-        sums, weights = self.ranks.all_sum((sums, mx.array(weight, mx.float32)))
-        loss, norm, gradients = self._measure(sums, weights)
-        mx.eval(loss, norm, gradients)
-        seen, norm_seen = self.ranks.from_leader((loss.item(), norm.item()))
-        outcome = Outcome(seen, norm_seen, math.isfinite(seen) and math.isfinite(norm_seen))
+            sums = Sums(mx.array(0.0), {}), tree_map(mx.zeros_like, self.model.trainable_parameters())
+        summed, gradients = sums
+        total, gradients = self.ranks.all_sum((summed.loss, gradients))
+        total, norm, gradients = self._measure(total, gradients, whole[0])
+        mx.eval(total, norm, gradients)
+        loss, grad_norm = self.ranks.from_leader((total.item(), norm.item()))
+        watched = self.ranks.add_named({name: float(value) for name, value in summed.metrics.items()})
+        outcome = Outcome(
+            loss,
+            grad_norm,
+            math.isfinite(loss) and math.isfinite(grad_norm),
+            self.objective.metrics(watched, survey.tolist()),
+        )
         if outcome.is_finite:
             self.optimizer.learning_rate = learning_rate
             self._apply(gradients)

@@ -10,7 +10,7 @@ from typing import Any
 from macft.bench.clock import measure_peak
 from macft.bench.engine import Engine, plan_rows, read_rows
 from macft.data.batches import Ints
-from macft.data.prepare import TokenRows
+from macft.data.token_rows import TokenRows
 from macft.recipe import make_recipe
 
 
@@ -51,12 +51,14 @@ class Ours:
             elif command["do"] == "peak":
                 self.reply(measure_peak(self.engine.dtype)._asdict())
             else:
-                rows, plan = self.batches[command["plan"]]
-                indices = plan[command["batch"]]
-                if command.get("peak"):
-                    self.reply({"peak": self.engine.peak_bytes(rows, indices)})
-                else:
-                    self.reply(self.engine.update(rows, indices)._asdict())
+                self.reply(self.step(command["plan"], command["batch"], peak=command["peak"]))
+
+    def step(self, plan: str, batch: int, *, peak: bool) -> dict[str, Any]:
+        """Make one update and return what it took."""
+        rows, updates = self.batches[plan]
+        if peak:
+            return {"peak": self.engine.peak_bytes(rows, updates[batch])}
+        return self.engine.update(rows, updates[batch])._asdict()
 
     def plan(self, name: str, file: str, batch_size: int) -> dict[str, Any]:
         """Make an epoch's updates as training would."""

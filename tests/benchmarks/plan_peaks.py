@@ -143,8 +143,9 @@ def update_once(point: Point, folder: Path) -> dict[str, int]:
     import mlx.core as mx
 
     from macft.data.batches import make_batch
-    from macft.models.adapters import count_values, recompute_layers
+    from macft.models.adapters import count_values
     from macft.models.head import find_head
+    from macft.models.recompute import recompute
     from macft.models.stream import Stream, prepare_stream
     from macft.training.objectives import Supervised
     from macft.training.optimizers import make_optimizer
@@ -157,8 +158,7 @@ def update_once(point: Point, folder: Path) -> dict[str, int]:
     loaded, load_peak = mx.get_active_memory(), mx.get_peak_memory()
     head = find_head(model)
     stream = Stream(0) if point.padded else prepare_stream(model, longest=point.length)
-    if recipe.recompute == "layer":
-        recompute_layers(model)
+    recompute(model, recipe.recompute, stream)
     rows = EvenRows(point.rows * point.parts, point.length, point.share, int(model.args.vocab_size))
     parts = np.split(np.arange(len(rows)), point.parts)
     optimizer = make_optimizer(recipe.optimizer, 1e-4)

@@ -23,31 +23,38 @@ OPTIONS: dict[str, Any] = {
 """What both sides train with: a LoRA on every linear layer of every layer."""
 
 
-def install_peer() -> Path:
-    """Return the Python of an environment that holds stock mlx-lm, made once, with this environment's versions."""
-    python = BENCH / "peer" / "bin" / "python"
+def install_peer(name: str = "peer", *packages: str) -> Path:
+    """Return the Python of an environment that holds stock mlx-lm, made once, with this environment's versions.
+
+    Args:
+        name: Of the environment's folder.
+        packages: What it holds beside mlx-lm.
+    """
+    python = BENCH / name / "bin" / "python"
     extra = "" if platform.system() == "Darwin" else "[cpu]"
     wanted = [f"mlx{extra}=={version('mlx')}", *(f"{name}=={version(name)}" for name in ("mlx-lm", "transformers"))]
-    stamp = BENCH / "peer" / "installed"
+    wanted += packages
+    stamp = BENCH / name / "installed"
     if not stamp.is_file() or stamp.read_text() != " ".join(wanted):
         print(f"Installing {', '.join(wanted)} for the other side", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(BENCH / "peer")], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(BENCH / name)], check=True)
         quiet = ["--quiet", "--disable-pip-version-check"]
         subprocess.run([str(python), "-m", "pip", "install", *quiet, *wanted], check=True)
         stamp.write_text(" ".join(wanted))
     return python
 
 
-def start_ours(model: Path, **options: Any) -> Worker:
+def start_ours(model: Path, *, module: str = "ours", **options: Any) -> Worker:
     """Start macft's side."""
-    command = [sys.executable, "-m", "tests.benchmarks.ours"]
-    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / "ours.log")
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}"]
+    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / f"{module}.log")
 
 
-def start_peer(python: Path, model: Path, **options: Any) -> Worker:
-    """Start mlx-lm's side."""
-    command = [str(python), str(Path(__file__).with_name("peer.py"))]
-    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), BENCH / "peer.log")
+def start_peer(python: Path, model: Path, *, script: str = "peer.py", **options: Any) -> Worker:
+    """Start another side: a script of this folder, in an environment that has no macft."""
+    command = [str(python), str(Path(__file__).with_name(script))]
+    log = BENCH / f"{python.parents[1].name}.log"
+    return Worker(command, {**OPTIONS, "model": str(model), **options}, _environ(), log)
 
 
 def _environ() -> dict[str, str]:

@@ -11,7 +11,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from macft.chat.generate import READ_TOKENS, Answer, ReplyPart, answer_batch, stream_reply
+from macft.chat.decode import READ_TOKENS
+from macft.chat.generate import Answer, answer_batch, stream_reply
+from macft.chat.panes import Part, Sampling
 from macft.models.load import load_model, load_tokenizer
 from tests.golden import NAMES, load_case
 
@@ -162,7 +164,7 @@ def test_progress_and_seconds(llama: nn.Module, tokenizer: TokenizerWrapper):
 
 def test_a_stream_spells_the_same_answer(llama: nn.Module, tokenizer: TokenizerWrapper):
     for prompt in make_prompts(shared=0):
-        parts = list(stream_reply(llama, tokenizer, prompt, max_tokens=MAX_TOKENS))
+        parts = list(stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=MAX_TOKENS)))
         (answer,) = answer_batch(llama, tokenizer, [prompt], max_tokens=MAX_TOKENS)
         text = "".join(part.text for part in parts).replace("Ā", "\0")  # mlx-lm's detokenizer spells the byte 0 so
         assert text.lstrip() == answer.text.lstrip()
@@ -174,9 +176,11 @@ def test_a_stream_says_why_it_ended(llama: nn.Module, tokenizer: TokenizerWrappe
     prompt = make_prompts(shared=0)[1]
     first, second, third = likeliest(llama, prompt, 3)
     assert third not in {first, second}
-    assert [part.finish_reason for part in stream_reply(llama, tokenizer, prompt, max_tokens=3)][-1] == "length"
+    assert [part.finish_reason for part in stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=3))][
+        -1
+    ] == "length"
     tokenizer.eos_token_ids = [third]
-    *parts, last = stream_reply(llama, tokenizer, prompt, max_tokens=9)
+    *parts, last = stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=9))
     assert [part.token_id for part in parts] == [first, second]
     assert last.finish_reason == "stop"
     assert last.token_id == third
@@ -184,17 +188,19 @@ def test_a_stream_says_why_it_ended(llama: nn.Module, tokenizer: TokenizerWrappe
 
 def test_two_streams_do_not_mix(llama: nn.Module, tokenizer: TokenizerWrapper):
     prompts = make_prompts(shared=0)[:2]
-    alone = [list(stream_reply(llama, tokenizer, prompt, max_tokens=12)) for prompt in prompts]
-    left, right = (stream_reply(llama, tokenizer, prompt, max_tokens=12) for prompt in prompts)
-    together: list[tuple[ReplyPart, ReplyPart]] = list(zip(left, right, strict=True))
-    assert [[pair[side] for pair in together] for side in (0, 1)] == alone
+    alone = [list(stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=12))) for prompt in prompts]
+    left, right = (stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=12)) for prompt in prompts)
+    together: list[tuple[Part, Part]] = list(zip(left, right, strict=True))
+    assert [[pair[side].token_id for pair in together] for side in (0, 1)] == [
+        [part.token_id for part in parts] for parts in alone
+    ]
 
 
 def test_sampling_repeats_with_a_seed_and_keeps_to_its_limits(llama: nn.Module, tokenizer: TokenizerWrapper):
     prompt = make_prompts(shared=0)[3]
 
     def ids(**options: float) -> list[int]:
-        return [part.token_id for part in stream_reply(llama, tokenizer, prompt, max_tokens=12, **options)]
+        return [part.token_id for part in stream_reply(llama, tokenizer, prompt, Sampling(max_tokens=12, **options))]
 
     greedy = likeliest(llama, prompt, 12)
     assert ids(temperature=2.0, seed=5) == ids(temperature=2.0, seed=5)

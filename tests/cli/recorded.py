@@ -102,3 +102,27 @@ def write_run(path: Path, events: list[Event]) -> Run:
     for event in events:
         run.append(event)
     return run
+
+
+def preferring() -> list[Event]:
+    """A DPO run of 20 steps: what differs from any other."""
+    started = RunStarted(time=STARTED, method="dpo", adapter="lora", model="smollm2-135m")
+    phases = [PhaseProgress(time=STARTED + place, name="reference", done=775 * place, total=775) for place in (0, 1)]
+    planned = next(event for event in training() if isinstance(event, TrainingPlanned))
+    events: list[Event] = [started, *phases, planned, evaluated_pairs(0)]
+    for number in range(1, STEPS + 1):
+        plain = step(number)
+        watched = {"rewards/margins": number / 20, "rewards/accuracies": 0.5 + number / 40}
+        events.append(StepDone(time=plain.time, step=number, epoch=plain.epoch, metrics=plain.metrics | watched))
+    return [*events, evaluated_pairs(20), RunEnded(time=STARTED + 21, status="done", step=STEPS)]
+
+
+def evaluated_pairs(number: int) -> Evaluated:
+    metrics = {
+        "eval_loss": 0.7 - number / 40,
+        "eval_rewards/margins": number / 10,
+        "eval_rewards/accuracies": number / 25,
+        "eval_logps/chosen": -50.0 + number / 10,
+        "eval_logps/rejected": -40.0 - number,
+    }
+    return Evaluated(time=STARTED + 3 + number, step=number, metrics=metrics, is_best=True)

@@ -51,6 +51,14 @@ def test_a_recorded_run_as_lines():
     assert state.status == "done"
 
 
+def test_a_preference_run_says_margin_and_accuracy():
+    lines, _ = plain(recorded.preferring())
+    assert lines[:2] == ["dpo · lora on smollm2-135m", "asking the reference"]
+    assert lines[3] == "eval @0 · eval_loss 0.700 · margin 0.000 ★ best"  # equal rewards: no accuracy yet
+    assert lines[4] == "step 2/20 · loss 1.900 · margin 0.100 · accuracy 55% · 1,372 tok/s · 1.5 GB · ETA 9 s"
+    assert lines[-2] == "eval @20 · eval_loss 0.200 · margin 2.000 · accuracy 80% ★ best"
+
+
 def test_a_slow_run_reports_every_ten_seconds():
     planned = recorded.training()[:5]
     steps = [recorded.step(number) for number in range(1, 4)]

@@ -31,6 +31,8 @@ def test_a_run_as_json(summary):
         "model": "smollm2-135m",
         "loss": 1.0,
         "eval_loss": 0.5,
+        "eval_margin": None,
+        "eval_accuracy": None,
         "best_step": 20,
         "updated": recorded.STARTED + 21,
     }
@@ -48,6 +50,27 @@ def test_the_table_of_runs(summary):
         "STATUS  RUN      MODEL         METHOD     STEP   LOSS  BEST EVAL         AGE",
         "✔ done  tuned-1  smollm2-135m  sft lora  20/20  1.000  0.500 @20  2 h 00 min",
     ]
+
+
+def test_a_preference_run_is_listed_by_margin_and_accuracy(tmp_path):
+    run = recorded.write_run(tmp_path / "tone-1", recorded.preferring())
+    row = RunSummary(run, run.state(), "done")
+    assert tables.run_lines([row], now=recorded.STARTED + 21)[1].endswith("1.000  margin 2.000, accuracy 80% @20  0 s")
+    values = tables.run_values(row)
+    assert (values["eval_margin"], values["eval_accuracy"]) == (2.0, 0.8)
+
+
+def test_a_preference_run_ends_with_what_held_out_pairs_say(summary):
+    assert tables.held_out_lines(fold(recorded.preferring())) == [
+        "held out              start      @20",
+        "rewards/accuracies        –    80.0%",
+        "rewards/margins       0.000    2.000",
+        "logps/chosen        -50.000  -48.000",
+        "logps/rejected      -40.000  -60.000",
+        "loss                  0.700    0.200",
+    ]
+    assert tables.held_out_lines(summary.state) == []
+    assert tables.held_out_lines(fold(recorded.preferring()[:5])) == []
 
 
 def test_scores_stand_side_by_side():
@@ -121,12 +144,14 @@ def report(**changes):
         "length_max": 512,
         "histogram": ((128, 250), (256, 40), (512, 8)),
         "dropped": {},
+        "dropped_where": {},
         "truncated_rows": 0,
         "split_rows": 0,
         "duplicate_rows": 0,
         "leaked_rows": 0,
         "formats": {"messages": 300},
         "notes": {},
+        "responses": {},
     }
     return DataReport(**{**values, **changes})
 

@@ -74,7 +74,7 @@ def test_a_batch_lays_rows_into_a_stream_and_finds_them_again() -> None:
     rows = Rows([3, 6, 1, 4])
     batch = make_batch(rows, np.array([1, 3, 0]))
     assert batch.tokens.tolist() == [3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 0, 1, 2]
-    laid = np.where(batch.real.reshape(3, 6), batch.tokens[batch.gather], -1)
+    laid = np.where(batch.taken.reshape(3, 6), batch.tokens[batch.gather], -1)
     assert laid.tolist() == [[3, 4, 5, 6, 7, 8], [10, 11, 12, 13, -1, -1], [0, 1, 2, -1, -1, -1]]
     assert np.array_equal(batch.tokens[batch.gather].reshape(-1)[batch.back], batch.tokens)
     real = batch.weight > 0

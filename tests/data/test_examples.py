@@ -171,7 +171,7 @@ KNOWN = "expected messages, conversations, instruction and output, prompt and co
         ),
         (
             {"prompt": "hi", "chosen": "a", "rejected": "b"},
-            "is a preference pair (chosen, rejected), which sft cannot use (expected a completion)",
+            'is a preference pair (chosen, rejected), which sft cannot use (use method = "dpo")',
         ),
         ({"text": ""}, "text is empty (expected text)"),
         ({"text": ["a"]}, "text is a list (expected text)"),

@@ -7,19 +7,10 @@ import pytest
 
 from macft.data.chat_template import Encoded, decode, encode
 from macft.data.examples import CompletionExample, TextExample
-from macft.data.prepare import (
-    ALL_HELD_OUT,
-    ANSWER_CUT_OFF,
-    NO_ROOM,
-    NOTHING_TO_ASK,
-    NOTHING_TO_LEARN,
-    TEST_NOT_ASKED,
-    TOO_LONG,
-    Prepared,
-    prepare,
-    split_windows,
-)
+from macft.data.prepare import ALL_HELD_OUT, NO_ROOM, NOTHING_TO_ASK, TEST_NOT_ASKED, Prepared, prepare
 from macft.data.report import render_row
+from macft.data.rows import ANSWER_CUT_OFF, TOO_LONG
+from macft.data.token_rows import NOTHING_TO_LEARN, split_windows
 from macft.errors import DataError
 from macft.recipe import DataTable, EvaluateTable
 from tests.data.formats import load

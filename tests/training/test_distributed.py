@@ -25,7 +25,7 @@ from macft.training.checkpoint import LATEST, Checkpoints
 from macft.training.distributed import ALONE
 from macft.training.session import Session
 from tests.golden import load_case
-from tests.training.two_ranks import UPDATES, make_updates
+from tests.training.two_ranks import METHODS, UPDATES, make_updates
 
 REPOSITORY = Path(__file__).parents[2]
 ANSWERS = ["yes.", "no.", "perhaps, but not before tomorrow.", "ask again"]
@@ -85,8 +85,9 @@ def told_by(folder: Path, rank: int) -> Any:
     return json.loads((folder / f"rank-{rank}.json").read_text())
 
 
-def test_two_ranks_make_the_gradients_of_one_process(folder: Path) -> None:
-    theirs, (ours, _) = load_tensors(folder / "gradients.safetensors"), make_updates(ALONE)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_make_the_gradients_and_metrics_of_one_process(folder: Path, method: str) -> None:
+    theirs, (ours, seen) = load_tensors(folder / f"{method}.safetensors"), make_updates(ALONE, method)
     assert theirs.keys() == ours.keys()
     assert {name.partition(".")[0] for name in ours} == {str(step) for step in range(1, len(UPDATES) + 1)}
     for step in range(1, len(UPDATES) + 1):
@@ -94,12 +95,9 @@ def test_two_ranks_make_the_gradients_of_one_process(folder: Path) -> None:
         norm = math.sqrt(sum(mx.square(ours[name]).sum().item() for name in names))
         off = math.sqrt(sum(mx.square(ours[name] - theirs[name]).sum().item() for name in names))
         assert off <= 1e-6 * norm
-
-
-def test_both_ranks_see_the_losses_of_one_process(folder: Path) -> None:
-    _, ours = make_updates(ALONE)
-    assert told_by(folder, 0)["losses"] == told_by(folder, 1)["losses"]
-    np.testing.assert_allclose(told_by(folder, 0)["losses"], ours["losses"], rtol=2e-6)
+    assert told_by(folder, 0)["seen"] == told_by(folder, 1)["seen"]
+    for found, expected in zip(told_by(folder, 0)["seen"][method], seen, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
 def test_what_is_gathered_is_the_same_on_each_rank(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from macft import api
+from macft.chat.panes import Sampling
 from macft.chat.session import open_chat
 from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError, Stopped
 from macft.events import Evaluated, Event, RunEnded, Sampled, Scored, StepDone, StepSkipped, TrainingPlanned, Warned
@@ -142,11 +143,20 @@ def _in_old_dialect(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("lora", {}),
+        ("dora", {}),
+        ("full", {}),
+        ("lora", {"compute_dtype": "bfloat16", "recompute": "mlp"}),
+    ],
+    ids=str,
+)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    kind: str, recipe_of: Callable[..., Any], tmp_path: Path
+    kind: str, changes: dict[str, Any], recipe_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(adapter=kind, learning_rate=1e-3)
+    recipe = recipe_of(adapter=kind, learning_rate=1e-3, **changes)
     whole = Life(recipe, tmp_path / "whole").live()
     first = Life(recipe, tmp_path / "parts", stop_after=3).live()
     assert first.ending is not None
@@ -164,6 +174,11 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert parts == sorted(numbers(whole.events))
     state = third.run.state()
     assert [event.step for event in state.steps] == list(range(1, 9))
+    if kind == "lora":  # float32 is kept, whatever the model computes in
+        kept = load_tensors(third.run.adapter / WEIGHTS) | load_tensors(
+            third.run.checkpoints / "step-000008" / "weights.safetensors"
+        )
+        assert {value.dtype for value in kept.values()} == {mx.float32}
     for name in ("weights.safetensors", "optimizer.safetensors"):
         last = third.run.checkpoints / "step-000008" / name
         assert last.read_bytes() == (whole.run.checkpoints / "step-000008" / name).read_bytes()
@@ -474,7 +489,7 @@ def test_chat_answers_with_the_adapter_and_without(recipe_of: Callable[..., Any]
     texts = {}
     for base in (False, True):
         chat = open_chat("one", home=tmp_path, runs=tmp_path / "runs", base=base)
-        parts = list(chat.reply([("user", "q1?")], max_tokens=12, temperature=0.0, seed=0))
+        parts = list(chat.reply([("user", "q1?")], Sampling(max_tokens=12)))
         texts[base] = "".join(part.text for part in parts)
         assert parts[-1].finish_reason in {"stop", "length"}
     assert texts[False] != texts[True]

@@ -1,6 +1,7 @@
 """What `test_distributed` runs under `mlx.launch`: the seam's functions, then five updates and an evaluation.
 
-Usage: python -m tests.training.two_ranks FOLDER. Each rank leaves `rank-N.json` there, rank 0 `gradients.safetensors`.
+Usage: python -m tests.training.two_ranks FOLDER. Each rank leaves `rank-N.json` there, rank 0 the gradients of each
+method.
 """
 
 import json
@@ -15,18 +16,23 @@ import numpy as np
 from mlx import optimizers
 from mlx.utils import tree_flatten
 
-from macft.data.batches import make_batch, shard_rows
+from macft.data.batches import shard_rows
 from macft.errors import RunError
 from macft.launcher import read_launch
 from macft.models.adapters import attach
+from macft.models.head import find_head
 from macft.models.load import load_model
-from macft.recipe import LoraTable
+from macft.models.stream import prepare_stream
+from macft.recipe import LoraTable, Recipe, make_recipe
 from macft.training.distributed import Ranks, joined
 from macft.training.evaluate import evaluate
+from macft.training.objectives import make_objective
 from macft.training.update import Updater
 from tests.golden import load_case
-from tests.training.conftest import objective_of, rows_of
+from tests.training.conftest import random_responses, rows_of
+from tests.training.test_preference import VOCABULARY, random_reference, recipe_of, rows_for
 
+METHODS = ["sft", "dpo", "kto"]
 UPDATES = [[0, 1, 2, 3], [2, 0, 1], [3], [1, 3], [0, 1, 2, 3]]
 """Rows of each update; the third has fewer rows than there are ranks."""
 LEARNING_RATE = 1e-3
@@ -45,22 +51,30 @@ class Recorder(optimizers.SGD):
         super().update(model, gradients)
 
 
-def make_updates(ranks: Ranks) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Return the gradients of five updates, by step and name, and the losses before, between and after them."""
+def make_updates(ranks: Ranks, method: str) -> tuple[dict[str, mx.array], list[Any]]:
+    """Return the gradients of five updates, by step and name, and what was measured before, between and after them."""
     case = load_case("llama")
     model, _ = load_model(case.folder, compute_dtype="float32")
     attach(model, LoraTable(rank=4, alpha=8.0), kind="lora", seed=0)
-    rows = rows_of(case)
-    objective, optimizer = objective_of(model), Recorder()
+    recipe, rows = _recipe_and_rows(method, rows_of(case))
+    objective = make_objective(recipe, find_head(model), prepare_stream(model, longest=64))
+    optimizer = Recorder()
     updater = Updater(model, objective, optimizer, max_grad_norm=0.0, seed=0, compiled=False, ranks=ranks)
-    losses = [evaluate(model, objective, rows, tokens=40, ranks=ranks)]
+    seen: list[Any] = [evaluate(model, objective, rows, tokens=40, ranks=ranks)]
     for step, update in enumerate(UPDATES, start=1):
         own = shard_rows(np.array(update), rows.lengths, ranks.size)[ranks.rank]
-        outcome = updater(step, [make_batch(rows, own[place : place + 1]) for place in range(len(own))], LEARNING_RATE)
-        losses.append((outcome.loss, outcome.grad_norm))
-    losses.append(evaluate(model, objective, rows, tokens=40, ranks=ranks))
+        seen.append(updater(step, [rows.batch(own[place : place + 1]) for place in range(len(own))], LEARNING_RATE))
+    seen.append(evaluate(model, objective, rows, tokens=40, ranks=ranks))
     kept = {f"{step}.{name}": leaf for step, leaves in enumerate(optimizer.kept, 1) for name, leaf in leaves.items()}
-    return kept, {"losses": losses}
+    return kept, [(*each[:2], *each[-1].values()) for each in seen]
+
+
+def _recipe_and_rows(method: str, supervised: Any) -> tuple[Recipe, Any]:
+    if method == "sft":
+        return make_recipe({"model": "m"}), supervised
+    recipe = recipe_of(method, **({"sft_weight": 0.7} if method == "dpo" else {}))
+    rows = random_responses(VOCABULARY, responses=1 if method == "kto" else 2)
+    return recipe, rows_for(recipe, rows, random_reference(rows))
 
 
 def try_the_seam(ranks: Ranks) -> dict[str, Any]:
@@ -87,10 +101,12 @@ def try_the_seam(ranks: Ranks) -> dict[str, Any]:
 def main(folder: Path) -> None:
     with joined(read_launch(), lambda loss: print(loss, file=sys.stderr)) as ranks:
         told = try_the_seam(ranks)
-        gradients, losses = make_updates(ranks)
-    (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(told | losses))
+        made = {method: make_updates(ranks, method) for method in METHODS}
+    seen = {method: part for method, (_, part) in made.items()}
+    (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(told | {"seen": seen}))
     if ranks.leads:
-        mx.save_safetensors(str(folder / "gradients.safetensors"), gradients)
+        for method, (gradients, _) in made.items():
+            mx.save_safetensors(str(folder / f"{method}.safetensors"), gradients)
 
 
 if __name__ == "__main__":

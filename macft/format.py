@@ -5,7 +5,7 @@ the terminal.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.cells import cell_len
 
@@ -18,6 +18,8 @@ _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t
 _UNSAFE = _REPLACED | _PICTURES
 
 MISSING = "–"
+STILL_MARGIN = 1e-4
+"""Rewards that differ by less are equal but for rounding, and which of two is higher says nothing."""
 
 
 def clean(text: str) -> str:
@@ -36,6 +38,21 @@ def number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
+
+
+def preference(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+    """Say how well a preference run tells good answers from bad ones; nothing for a run of another kind."""
+    margin = metrics.get(f"{prefix}rewards/margins")
+    if margin is None:
+        return []
+    accuracy = share_preferred(metrics, prefix)
+    return [f"margin {margin:.3f}", *([f"accuracy {accuracy:.0%}"] if accuracy is not None else [])]
+
+
+def share_preferred(metrics: Mapping[str, float], prefix: str = "") -> float | None:
+    """Return the accuracy of rewards, None where there is none: unpaired answers, or all rewards still the same."""
+    is_told = abs(metrics.get(f"{prefix}rewards/margins") or 0.0) >= STILL_MARGIN
+    return metrics.get(f"{prefix}rewards/accuracies") if is_told else None
 
 
 def count(value: int) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from macft.cli.format import clean, columns, count, duration, gigabytes, number, one_line
+from macft.format import clean, columns, count, duration, gigabytes, number, one_line
 
 
 def test_control_characters_become_visible_and_harmless():

@@ -1,0 +1,1 @@
+"""Fusing and exporting: jobs with a run folder of their own."""

@@ -1,0 +1,1 @@
+"""What other tools read: PEFT, GGUF, Ollama, LM Studio."""

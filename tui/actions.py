@@ -1,0 +1,162 @@
+"""Every key of the studio, in one table that the footer, the palette, the help and key remapping are made from.
+
+The rule: one key means one thing on a screen. An action's id never changes, so that a person's own keys survive.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from textual.binding import Binding
+
+from macft.machine import home
+
+EVERYWHERE = "everywhere"
+KEYS_FILE = "keys.toml"
+
+
+class Action(NamedTuple):
+    """Something a person can do.
+
+    Attributes:
+        name: With its scope the id, like `home.resume`.
+        key: As Textual names keys; several are separated by commas.
+        call: The Textual action that does it.
+        label: A word or two, for the footer.
+        help: One sentence.
+        in_footer: The footer has room for eight.
+    """
+
+    name: str
+    key: str
+    call: str
+    label: str
+    help: str
+    in_footer: bool = True
+
+
+SCREENS = {"home": 1, "models": 2, "train": 4, "live": 5}
+"""Modes of the app, with their digits; 3, 6 and 7 are kept for data, compare and adapters."""
+
+ACTIONS: dict[str, tuple[Action, ...]] = {
+    EVERYWHERE: (
+        *(
+            Action(name, str(digit), f"app.go('{name}')", name.title(), f"Go to {name.title()}.", in_footer=False)
+            for name, digit in SCREENS.items()
+        ),
+        Action("help", "question_mark,f1", "app.show_help", "Help", "Show all keys of this screen."),
+        Action("theme", "ctrl+y", "app.next_theme", "Theme", "Change to the next theme.", in_footer=False),
+    ),
+    "home": (
+        Action("open", "enter", "open", "Open", "Open the run, and follow it if it is going on."),
+        Action("resume", "r", "resume", "Resume", "Go on with a stopped or crashed run from its last checkpoint."),
+        Action("stop", "s", "stop", "Stop", "Let the run finish its step, save and end."),
+        Action("again", "a", "again", "Again", "Open the run's recipe on Train, to start another with changes."),
+        Action("mark", "space", "mark", "Mark", "Mark two runs, to compare what they did.", in_footer=False),
+        Action(
+            "overlay",
+            "equals_sign",
+            "overlay",
+            "Diff",
+            "Show the marked runs' curves and what their recipes differ in.",
+        ),
+        Action("note", "n", "note", "Note", "Write a note on the run.", in_footer=False),
+        Action(
+            "remove", "x", "remove", "Remove", "Remove the run; `u` brings it back within 30 seconds.", in_footer=False
+        ),
+        Action("undo", "u", "undo", "Undo", "Bring back the run that was removed last.", in_footer=False),
+        Action("filter", "slash", "filter", "Filter", "Show only runs whose name, model or note holds some letters."),
+        Action("down", "j", "down", "Down", "Go down.", in_footer=False),
+        Action("up", "k", "up", "Up", "Go up.", in_footer=False),
+        Action("top", "g", "top", "Top", "Go to the first run.", in_footer=False),
+        Action("bottom", "G", "bottom", "Bottom", "Go to the last run.", in_footer=False),
+        Action("quit", "q", "app.quit", "Quit", "Close the studio; runs go on.", in_footer=False),
+    ),
+    "models": (
+        Action("use", "enter", "use", "Use", "Put the model into the recipe on Train."),
+        Action("pull", "p", "pull", "Fetch", "Fetch a model; nothing else in the studio goes online."),
+        Action("end_pull", "k", "end_pull", "End fetching", "End it; what was fetched stays.", in_footer=False),
+        Action("refresh", "r", "refresh", "Look again", "Look at the folders again.", in_footer=False),
+        Action("filter", "slash", "filter", "Filter", "Show only models whose name holds some letters."),
+    ),
+    "train": (
+        Action("start", "ctrl+r", "start", "Start", "Start the run; it goes on when the studio is closed."),
+        Action("fit", "f", "fit", "Make it fit", "Apply the cheapest change that makes the plan fit."),
+        Action("copy", "y", "copy", "Copy command", "Copy the command that does the same without the studio."),
+        Action("save", "ctrl+s", "save", "Save", "Save the recipe as a file of your own; its comments stay."),
+        Action("keys", "e", "every_key", "All keys", "Show every key of the recipe, or the essential ones."),
+        Action("revert", "ctrl+z", "revert", "Revert", "Go back to the recipe as it is on disk.", in_footer=False),
+    ),
+    "live": (
+        Action("pause", "p", "pause", "Pause", "Let the run wait after its step, or go on."),
+        Action("stop", "s", "stop", "Stop & save", "Let the run finish its step, save and end."),
+        Action("sample", "m", "sample", "Sample now", "Answer the sample prompts after this step."),
+        Action("resume", "r", "resume", "Resume", "Go on with a stopped or crashed run from its last checkpoint."),
+        Action(
+            "axis", "l", "log_axis", "Log y", "Draw the loss on a logarithmic axis, or a linear one.", in_footer=False
+        ),
+        Action("maximize", "z", "maximize_chart", "Zoom", "Give the chart all the room, or give it back."),
+        Action("freeze", "space", "freeze", "Freeze", "Hold this view still; the run goes on.", in_footer=False),
+        Action(
+            "previous",
+            "left_square_bracket",
+            "sample_prompt(-1)",
+            "Prompt −",
+            "Show the sample prompt before.",
+            in_footer=False,
+        ),
+        Action(
+            "next",
+            "right_square_bracket",
+            "sample_prompt(1)",
+            "Prompt +",
+            "Show the next sample prompt.",
+            in_footer=False,
+        ),
+        Action("detach", "d,escape", "app.go('home')", "Leave", "Go back to the runs; this one goes on."),
+    ),
+}
+"""Actions by scope: a screen's, or everywhere's."""
+
+
+def bindings(scope: str) -> list[Binding]:
+    """Return a scope's keys as Textual takes them."""
+    return [
+        Binding(
+            action.key,
+            action.call,
+            action.label,
+            show=action.in_footer,
+            tooltip=action.help,
+            id=f"{scope}.{action.name}",
+        )
+        for action in ACTIONS[scope]
+    ]
+
+
+def actions_of(screen: str) -> Iterator[Action]:
+    """Yield what can be done on a screen, its own actions first."""
+    yield from ACTIONS.get(screen, ())
+    yield from ACTIONS[EVERYWHERE]
+
+
+def read_keys(folder: Path | None = None) -> dict[str, str]:
+    """Return the person's own keys, action id to key, from `keys.toml` in macft's folder.
+
+    Raises:
+        ValueError: It is not TOML, or names an action that does not exist.
+    """
+    path = (folder or home()) / KEYS_FILE
+    if not path.is_file():
+        return {}
+    keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    flat = {
+        f"{scope}.{name}": str(key)
+        for scope, table in keys.items()
+        for name, key in (table.items() if isinstance(table, dict) else ())
+    }
+    known = {f"{scope}.{action.name}" for scope, actions in ACTIONS.items() for action in actions}
+    if unknown := sorted(flat.keys() - known):
+        raise ValueError(f"{path}: no such action: {', '.join(unknown)}")
+    return flat

@@ -1,0 +1,131 @@
+"""The studio: screens over run folders.
+
+The rule: the app owns what outlives a screen (the watcher of the runs, which run is open, themes, keys); everything
+else is a screen's.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import work
+from textual.app import App
+from textual.binding import BindingType
+from textual.command import CommandPalette
+from textual.worker import get_current_worker
+
+from macft.machine import runs_folder
+from tui.actions import EVERYWHERE, bindings, read_keys
+from tui.draft import Draft
+from tui.follow import RunsWatcher
+from tui.messages import RunRow, RunsChanged
+from tui.palette import StudioCommands
+from tui.screens.frame import StudioScreen
+from tui.screens.help import HelpScreen
+from tui.screens.home import HomeScreen
+from tui.screens.live import LiveScreen
+from tui.screens.models import ModelsScreen
+from tui.screens.train import TrainScreen
+from tui.theme import DARK, LIGHT, NAMES
+
+
+class Studio(App[None]):
+    """The app.
+
+    Args:
+        runs: Where the runs are; left out, macft's own folder.
+        now: The clock that ages are told from.
+    """
+
+    TITLE = "macft"
+    CSS_PATH = "app.tcss"
+    MODES: ClassVar[dict[str, Any]] = {kind.NAME: kind for kind in (HomeScreen, ModelsScreen, TrainScreen, LiveScreen)}
+    DEFAULT_MODE = "home"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings(EVERYWHERE)]
+    COMMANDS: ClassVar[set[Any]] = {StudioCommands}
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    ENABLE_COMMAND_PALETTE = True
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 — declared by App
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
+
+    def __init__(self, runs: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self.now = now
+        self.runs_folder = runs or runs_folder()
+        self.rows: tuple[RunRow, ...] = ()
+        self.open_path: Path | None = None
+
+    def on_mount(self) -> None:
+        """Start watching the runs."""
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
+        try:
+            self.set_keymap(read_keys())
+        except (ValueError, OSError) as error:
+            self.notify(str(error), title="Your keys are not used", severity="warning", timeout=12, markup=False)
+        self._watch_runs()
+
+    @work(thread=True, exit_on_error=False, group="runs")
+    def _watch_runs(self) -> None:
+        worker = get_current_worker()
+        watcher = RunsWatcher(self.runs_folder, self._post_rows)
+        watcher.watch(lambda: worker.is_cancelled)
+
+    def _post_rows(self, rows: tuple[RunRow, ...]) -> None:
+        self.post_message(RunsChanged(rows))
+
+    def on_runs_changed(self, message: RunsChanged) -> None:
+        """Keep the newest snapshot, and hand it to the screen that is up."""
+        ended = {row.path for row in self.rows if row.is_live}
+        self.rows = message.rows
+        for row in message.rows:
+            if row.path in ended and not row.is_live:
+                self._say_end(row)
+        if isinstance(self.screen, StudioScreen):
+            self.screen.receive(message.rows)
+
+    def _say_end(self, row: RunRow) -> None:
+        reason = row.state.ended.reason if row.state.ended else "its process died; r resumes it"
+        severity = "information" if row.status == "done" else "warning"
+        text = f"{row.name}: {row.status}" + (f" ({reason})" if reason and row.status != "done" else "")
+        self.notify(text, severity=severity, timeout=10, markup=False)  # type: ignore[arg-type]
+
+    def row_of(self, path: Path | None) -> RunRow | None:
+        """Return the row of a run's folder, None when it is gone."""
+        return next((row for row in self.rows if row.path == path), None)
+
+    def open_run(self, path: Path) -> None:
+        """Show a run on Live."""
+        self.open_path = path
+        self.action_go("live")
+
+    def change_recipe(self, key: str, value: str) -> None:
+        """Set a key of the recipe on Train, and go there."""
+        self.action_go("train")
+        if isinstance(self.screen, TrainScreen):
+            self.screen.change(key, value)
+
+    def open_recipe(self, source: str) -> None:
+        """Show a recipe, or a run's, on Train."""
+        self.action_go("train")
+        if isinstance(self.screen, TrainScreen):
+            self.screen.open_draft(Draft(source))
+
+    def action_go(self, name: str) -> None:
+        """Go to a screen."""
+        if isinstance(self.screen, HelpScreen | CommandPalette):
+            self.pop_screen()
+        self.switch_mode(name)
+
+    def action_show_help(self) -> None:
+        """Show all keys of the screen that is up."""
+        if isinstance(self.screen, StudioScreen):
+            self.push_screen(HelpScreen(self.screen.NAME))
+
+    def action_next_theme(self) -> None:
+        """Change to the next theme."""
+        place = NAMES.index(self.theme) if self.theme in NAMES else -1
+        self.theme = NAMES[(place + 1) % len(NAMES)]
+        self.notify(self.theme, title="Theme", timeout=2)

@@ -1,0 +1,98 @@
+"""A recipe in the making: where it comes from, and what the person changed.
+
+The rule: a draft is a recipe's name and its changed keys, as `macft train NAME --set KEY=VALUE` takes them; so the
+command that is shown is what Start does.
+"""
+
+import shlex
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from macft import api
+from macft.errors import RecipeError
+from macft.gallery import find_recipe
+from macft.recipe import Recipe
+from macft.run import write_atomic
+
+PLACES = {"data.train", "data.valid", "data.test"}
+"""Keys whose values are paths; a person's paths are relative to where the studio was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A recipe to be started.
+
+    Attributes:
+        source: A gallery name, or a recipe's file.
+        edits: Changed keys, dotted, with their values as TOML.
+    """
+
+    source: str
+    edits: dict[str, str] = field(default_factory=dict)
+
+    def change(self, key: str, value: str) -> "Draft":
+        """Return the draft with one key set; an empty value goes back to what the source says."""
+        edits = {name: text for name, text in self.edits.items() if name != key}
+        return replace(self, edits={**edits, key: value.strip()} if value.strip() else edits)
+
+    def written(self, key: str) -> str:
+        """Return what the source says of a key, as TOML; empty when it says nothing."""
+        value: Any = self.values()
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return "" if value is None else tomlkit.item(value).as_string()
+
+    def shown(self, key: str) -> str:
+        """Return a key's value as it stands now, as TOML."""
+        return self.edits.get(key, self.written(key))
+
+    def values(self) -> dict[str, Any]:
+        """Return the source as nested dicts; empty when it cannot be read."""
+        try:
+            return tomllib.loads(find_recipe(self.source).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecipeError):
+            return {}
+
+    def overrides(self) -> list[str]:
+        """Return the edits as `--set` takes them."""
+        return [f"{key}={_as_toml(key, value)}" for key, value in self.edits.items()]
+
+    def recipe(self) -> Recipe:
+        """Return the recipe as it would be started.
+
+        Raises:
+            RecipeError: With every key that is wrong.
+        """
+        return api.read_recipe(self.source, self.overrides())
+
+    def command(self) -> str:
+        """Return the command that does the same."""
+        flags = "".join(f" \\\n  --set {shlex.quote(edit)}" for edit in self.overrides())
+        return f"macft train {shlex.quote(self.source)}{flags}"
+
+    def save(self, path: Path) -> None:
+        """Write the draft as a recipe file; the source's comments stay."""
+        document = tomlkit.parse(find_recipe(self.source).read_text(encoding="utf-8-sig"))
+        for key, value in self.edits.items():
+            *tables, name = key.split(".")
+            target: Any = document
+            for table in tables:
+                target = target.setdefault(table, tomlkit.table())
+            target[name] = tomllib.loads(f"value = {_as_toml(key, value)}")["value"]
+        write_atomic(path, tomlkit.dumps(document).encode())
+
+
+def _as_toml(key: str, value: str) -> str:
+    """Return the value as TOML: words without quotes get them, and paths are made absolute."""
+    try:
+        read = tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        read = value
+    if key in PLACES:
+        paths = [read] if isinstance(read, str) else list(read)
+        read = [str(Path(path).expanduser().resolve()) for path in paths]
+    return str(tomlkit.item(read).as_string())
