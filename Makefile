@@ -22,6 +22,7 @@ help:
 	@echo "make check        ruff, mypy, import-linter"
 	@echo "make long         the tests that do not fit into CI"
 	@echo "make bench        macft against stock mlx-lm on this machine; BENCH=--quick for a few batches"
+	@echo "make bench-dpo    macft's DPO against mlx-lm-lora, troy-cli and mlx-tune on this machine; the same BENCH"
 	@echo "make clean        remove the environment and all caches; runs and models stay"
 
 quickstart: $(ENV)/openblas
@@ -44,6 +45,10 @@ check: $(ENV)/developer
 bench: $(ENV)/developer $(ENV)/openblas
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m macft pull smollm2-135m
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m tests.benchmarks.compare $(BENCH)
+
+bench-dpo: $(ENV)/developer $(ENV)/openblas
+	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m macft pull smollm2-135m
+	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m tests.benchmarks.preferences $(BENCH)
 
 reference: $(ENV)/developer
 	$(PYTHON) -m tests.reference
@@ -100,4 +105,4 @@ $(ENV)/openblas: $(ENV)/user
 	  echo "OpenBLAS could not be installed, so macft computes 25 times slower. Debian: 'apt install libopenblas0-pthread'" \
 	    "· Fedora: 'dnf install openblas' · Arch: 'pacman -S openblas'" >&2;; esac
 
-.PHONY: help quickstart test long check bench reference clean
+.PHONY: help quickstart test long check bench bench-dpo reference clean

@@ -280,25 +280,37 @@ def check_data(
     data: DataTable,
     *,
     model: str,
-    method: str = "sft",
+    method: str | None = None,
     max_seq_length: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> "DataReport":
     """Read, render and tokenize rows for a model and report on them.
 
+    Args:
+        data: The rows, and how they are read.
+        model: Whose tokenizer and template.
+        method: What the rows are for; told by the first of them when left out.
+        max_seq_length: Longest row, in tokens.
+        progress: Called with rows done and rows in all.
+
     Raises:
         DataError: With every bad row.
     """
+    from macft.data.inspect import detect
     from macft.data.prepare import prepare
 
     tokenizer, facts = _tokenizer(model)
-    longest = min(max_seq_length, facts.context or max_seq_length)
     return prepare(
-        data, tokenizer, method=method, max_seq_length=longest, vocab_size=facts.vocab_size, progress=progress
+        data,
+        tokenizer,
+        method=method or detect(data),
+        max_seq_length=min(max_seq_length, facts.context or max_seq_length),
+        vocab_size=facts.vocab_size,
+        progress=progress,
     ).report
 
 
-def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
+def show_row(data: DataTable, number: int, *, model: str, method: str | None = None) -> "RowView":
     """Return one row as the model sees it; rows count from 1 in the order of the files.
 
     Raises:
@@ -306,7 +318,7 @@ def show_row(data: DataTable, number: int, *, model: str) -> "RowView":
     """
     from macft.data.inspect import view_row
 
-    return view_row(data, number, _tokenizer(model)[0])
+    return view_row(data, number, _tokenizer(model)[0], method)
 
 
 # Speed

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ from pydantic_core import from_json
 
 SCHEMA = 1
 """Version of the event lines; written in `run_started`."""
+
+STILL_MARGIN = 1e-4
+"""Rewards that differ by less are equal but for rounding, and which of two is higher says nothing."""
 
 Metrics = dict[str, float]
 
@@ -94,8 +98,9 @@ class StepDone(Event):
     epoch: float
     """Passes over the data so far, with a fraction."""
     metrics: Metrics
-    """loss (nats a supervised token), grad_norm, learning_rate, tokens, supervised_tokens, tokens_per_second,
-    step_seconds, active_memory_bytes, cache_memory_bytes, peak_memory_bytes."""
+    """loss (nats a supervised token, or a preference), rewards/ and logps/ of preferences, grad_norm, learning_rate,
+    tokens, supervised_tokens, tokens_per_second, step_seconds, active_memory_bytes, cache_memory_bytes,
+    peak_memory_bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,7 @@ class Evaluated(Event):
     type: ClassVar[str] = "evaluation"
     step: int
     metrics: Metrics
-    """eval_loss (nats a supervised token), eval_supervised_tokens, eval_seconds."""
+    """eval_loss (as in a step), eval_rewards/ and eval_logps/ of preferences, eval_supervised_tokens, eval_seconds."""
     is_best: bool = False
 
 
@@ -232,6 +237,12 @@ EVENT_TYPES: dict[str, type[Event]] = {
 }
 """Every kind of event by the name it has on disk."""
 _KNOWN_KEYS = {kind: frozenset(item.name for item in dataclasses.fields(kind)) for kind in EVENT_TYPES.values()}
+
+
+def share_preferred(metrics: Mapping[str, float], prefix: str = "") -> float | None:
+    """Return the accuracy of rewards, None where there is none: no pairs, or all rewards are still the same."""
+    is_told = abs(metrics.get(f"{prefix}rewards/margins") or 0.0) >= STILL_MARGIN
+    return metrics.get(f"{prefix}rewards/accuracies") if is_told else None
 
 
 def encode_event(event: Event) -> str:

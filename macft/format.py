@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rich.cells import cell_len
 
-from macft.machine import GIB
+from macft.events import share_preferred
+from macft.machine import GIB, MIB
 
 _REPLACED = dict.fromkeys(
     [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], 0xFFFD
@@ -18,8 +19,6 @@ _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t
 _UNSAFE = _REPLACED | _PICTURES
 
 MISSING = "–"
-STILL_MARGIN = 1e-4
-"""Rewards that differ by less are equal but for rounding, and which of two is higher says nothing."""
 
 
 def clean(text: str) -> str:
@@ -49,12 +48,6 @@ def preference(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
     return [f"margin {margin:.3f}", *([f"accuracy {accuracy:.0%}"] if accuracy is not None else [])]
 
 
-def share_preferred(metrics: Mapping[str, float], prefix: str = "") -> float | None:
-    """Return the accuracy of rewards, None where there is none: unpaired answers, or all rewards still the same."""
-    is_told = abs(metrics.get(f"{prefix}rewards/margins") or 0.0) >= STILL_MARGIN
-    return metrics.get(f"{prefix}rewards/accuracies") if is_told else None
-
-
 def count(value: int) -> str:
     """Write a large count with three digits: 134_515_008 is 135 M."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -67,6 +60,11 @@ def count(value: int) -> str:
 def gigabytes(size_bytes: float) -> str:
     """Write bytes as GB of 2^30."""
     return f"{size_bytes / GIB:.1f} GB"
+
+
+def size(size_bytes: float) -> str:
+    """Write bytes as GB, or as MB when they are fewer than one."""
+    return gigabytes(size_bytes) if size_bytes >= GIB else f"{size_bytes / MIB:.1f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -163,7 +163,7 @@ CPU_STREAM = Backend(
     query_block=64,  # models.stream.QUERY_BLOCK
     free=Work(inner=6.0, width=8.0, queries=4.0, attention=2.4),
     recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.4, attention=2.8),
-    dequantized=3.6,
+    dequantized=2.6,
 )
 CPU_PADDED = Backend(
     value_bytes=4,
@@ -172,7 +172,7 @@ CPU_PADDED = Backend(
     longest_scores=10**9,
     free=Work(inner=6.0, width=8.0, queries=4.0, attention=3.4),
     recomputed=Work(inner=18.0, width=9.0, queries=5.0, kv=6.0, scores=1.3, attention=2.4),
-    dequantized=3.6,
+    dequantized=2.6,
 )
 METAL = Backend(
     value_bytes=2,

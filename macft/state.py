@@ -35,7 +35,7 @@ class RunState:
         status: waiting | preparing | running | paused | done | stopped | failed.
         step: Optimizer updates made.
         steps: Every update that counts, oldest first; the lists are never changed after they are handed out.
-        best: The evaluation with the lowest `eval_loss`.
+        best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
     """
 

@@ -17,6 +17,15 @@ def test_every_recipe_says_what_it_is_for_and_is_found_by_its_name() -> None:
         assert find_recipe(recipe.name) == find_recipe(f"{recipe.name}.toml") == recipe.path
 
 
+def test_every_recipe_is_whole_and_its_data_comes_with_a_licence() -> None:
+    for recipe in list_gallery():
+        data = load_recipe(recipe.path).data
+        assert data.train
+        for path in map(Path, (*data.train, *data.valid, *data.test)):
+            assert path.is_file(), path
+            assert (path.parent / "LICENSE.md").is_file()
+
+
 def test_an_unknown_name_is_sent_to_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"Did you mean 'quickstart'\?"):
         find_recipe("quikstart")

@@ -48,7 +48,13 @@ def test_the_wheel_holds_the_program_the_gallery_and_its_data(wheel: Path) -> No
     assert {"macft/recipes/quickstart.toml", "macft/recipes/data/addresses/LICENSE.md"} <= gallery
     packed = {name for name in names if name.startswith("macft/")}
     assert packed == sources | gallery | {"macft/py.typed"}
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"macft"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"macft", "tui"}
+    studio = {
+        f"tui/{path.relative_to(REPOSITORY / 'tui')}"
+        for path in (REPOSITORY / "tui").rglob("*.*")
+        if path.suffix in {".py", ".tcss"}
+    }
+    assert {name for name in names if name.startswith("tui/")} == studio
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

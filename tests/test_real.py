@@ -10,14 +10,17 @@ import mlx.core as mx
 import mlx_lm.utils
 import pytest
 
+from macft.chat.compare import Voices, open_voices
+from macft.chat.sources import find_sources
 from macft.events import Evaluated, RunStarted, Scored, StepDone
 from macft.gallery import list_gallery, read_head
-from macft.machine import openblas_preload
+from macft.machine import openblas_preload, read_machine
 from macft.models.adapters import adapter_parameters, load_adapter
 from macft.models.load import load_model, load_tokenizer
 from macft.recipe import load_recipe
 from macft.run import Run
 from tests.conftest import REPOSITORY
+from tests.greedy import TIE, compare_with_stock, load_stock
 
 QUESTION = "Say it in French: good morning"
 SHORT = ["evaluate.every=4", "evaluate.samples=0", "evaluate.max_tokens=6", "schedule.name=constant"]
@@ -142,3 +145,48 @@ def test_a_recipe_of_the_gallery_says_what_it_needs(recipe) -> None:
     for said in ("Memory: ", "Time: ", "Run: "):
         assert said in text
     assert f"macft pull {parsed.model} && macft train {recipe.name}" in text
+
+
+QUESTIONS = (
+    ("Say it in French: good night", "And in English?", "Thank you."),
+    ("What is the capital of France?", "And of Spain?", "Which is larger?"),
+    ("Name three colours.", "Which is the darkest?", "Why?"),
+    ("Write one sentence about rain.", "Make it shorter.", "Now in capitals."),
+    ("What is 2 + 2?", "And 3 more?", "And minus 1?"),
+    ("Say it in French: please", "Again.", "And thank you?"),
+    ("Who wrote Hamlet?", "When?", "Name another play."),
+    ("List two fruits.", "Which is sweeter?", "One more."),
+    ("Translate to JSON: Ann is 5.", "Add a city.", "Remove the age."),
+    ("Give me a word that rhymes with cat.", "Another.", "A sentence with both."),
+    ("Is the sea salty?", "Why?", "In one word."),
+    ("Say hello.", "Louder.", "Goodbye."),
+)
+
+
+def voices_of(bench: Bench, run: Run, *, base: str = "Base") -> Voices:
+    sources = find_sources([str(run.path)], home=bench.model.parents[1], runs=bench.folder / "runs")
+    assert [source.name for source in sources] == [base, run.name]
+    return open_voices(sources, read_machine())
+
+
+@pytest.mark.real
+def test_two_voices_in_one_batch_say_what_stock_mlx_lm_says(bench: Bench, tuned: Run) -> None:
+    stock = [load_stock(bench.model, adapter) for adapter in (None, tuned.adapter)]
+    questions = [asked[:2] for asked in QUESTIONS[:2]]
+    compared, differences = compare_with_stock(voices_of(bench, tuned), stock, bench.model, questions, tokens=8)
+    assert compared > 20
+    assert [one for one in differences if one.gap > TIE] == []
+
+
+@pytest.mark.real
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["quickstart", "sft-qlora-addresses"])
+def test_twelve_conversations_of_three_turns_are_stock_mlx_lms(bench: Bench, recipe: str) -> None:
+    """In float32, and on the 4-bit base that QLoRA learned on."""
+    run = bench.train(f"recipes/{recipe}.toml", "steps=6", "batch_size=4", "evaluate.test_rows=0")
+    folder = bench.model / "quantized" if "qlora" in recipe else bench.model
+    stock = [load_stock(folder, adapter) for adapter in (None, run.adapter)]
+    compared, differences = compare_with_stock(voices_of(bench, run), stock, bench.model, QUESTIONS, tokens=20)
+    print(f"{recipe}: {compared} tokens, {differences}")
+    assert compared > 500
+    assert [one for one in differences if one.gap > TIE] == []

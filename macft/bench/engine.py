@@ -15,7 +15,7 @@ from macft.bench.flops import Shape, useful_flops
 from macft.data.batches import Batch, Ints, LabeledBatch, MicroBatch, Rows, plan_epoch, split_micro_batches
 from macft.data.prepare import AnyRows, prepare
 from macft.machine import runs_folder
-from macft.models.adapters import ADAPTED, adapter_parameters, adapters_off, count_values
+from macft.models.adapters import ADAPTED, adapter_parameters, count_values
 from macft.models.describe import ModelFacts, describe
 from macft.models.head import find_head
 from macft.models.load import load_tokenizer
@@ -25,7 +25,7 @@ from macft.plan import CPU_TOKENS, GPU_TOKENS
 from macft.recipe import Recipe, dump_recipe
 from macft.training.objectives import make_objective
 from macft.training.optimizers import make_optimizer
-from macft.training.reference import ReferencePass, refer
+from macft.training.reference import ReferencePass, as_reference, refer
 from macft.training.trainable import make_trainable
 from macft.training.update import Updater
 
@@ -68,7 +68,7 @@ class Engine:
         return self.model.model.norm.weight.dtype if hasattr(self.model.model, "norm") else mx.float32
 
     def refer(self, rows: AnyRows, cache: Path, progress: Progress | None = None) -> Rows:
-        """Return rows with what the reference says of them: the model with its adapter off.
+        """Return rows with what the reference says of them; the model is at its start.
 
         Args:
             rows: As `read_rows` gives them.
@@ -79,7 +79,7 @@ class Engine:
         score = ReferencePass(
             self.model, self.head, self.stream, tokens=self.micro_batch_tokens, folder=cache, stands_on=stands_on
         )
-        with adapters_off(self.model):
+        with as_reference(self.model, self.recipe):
             return refer(self.recipe, [rows], score, progress or (lambda *_: None), limit=self.longest)[0]
 
     def split(self, rows: Rows, indices: Ints) -> list[MicroBatch]:

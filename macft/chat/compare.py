@@ -6,7 +6,7 @@ them when all fit, and are else loaded one at a time. Notes say which of these i
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from macft.chat.decode import CACHE_TOKENS, Decoder, Request
 from macft.chat.generate import spell
-from macft.chat.panes import Ask, Part, Turn, Voice
+from macft.chat.panes import Ask, Parts, Turn, Voice
 from macft.chat.score import Likelihood, Said, score_answer
 from macft.chat.sources import VoiceSource
 from macft.data.chat_template import find_stop_ids, render_prompt
@@ -49,7 +49,7 @@ class Voices(Protocol):
     def voices(self) -> Sequence[Voice]:
         """Who they are."""
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[Part]:
+    def stream(self, asks: Sequence[Ask]) -> Parts:
         """Answer, token by token; closing the iterator keeps what came for the panes' next turns.
 
         Raises:
@@ -94,7 +94,7 @@ class Batch:
         self._context = describe(sources[0].folder, without_weights=True).context
         self.voices: Sequence[Voice] = [_voice(source) for source in sources]
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[Part]:
+    def stream(self, asks: Sequence[Ask]) -> Parts:
         """Answer in one batch, side by side."""
         return spell(self._decoder.run([self._request(ask) for ask in asks]), self._tokenizer)
 
@@ -159,14 +159,14 @@ class SideBySide:
         }
         self.voices: Sequence[Voice] = [known[place] for place in range(len(sources))]
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[Part]:
+    def stream(self, asks: Sequence[Ask]) -> Parts:
         """Answer a token of each group after the other."""
         with ExitStack() as open_streams:
             streams = []
             for places, voices in self._groups:
                 chosen, own = _own(asks, places)
                 if own:
-                    streams.append((chosen, open_streams.enter_context(closing(voices.stream(own)))))  # type: ignore[type-var]
+                    streams.append((chosen, open_streams.enter_context(closing(voices.stream(own)))))
             while streams:
                 for chosen, stream in list(streams):
                     if (part := next(stream, None)) is None:
@@ -194,13 +194,13 @@ class InTurns:
         self._folders, self._groups = [source.folder for source in sources], groups
         self.voices: Sequence[Voice] = [_noted(_voice(source), ONE_AT_A_TIME) for source in sources]
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[Part]:
+    def stream(self, asks: Sequence[Ask]) -> Parts:
         """Answer one group after the other."""
         for group in self._groups:
             chosen, own = _own(asks, group.places)
             if own:
-                with closing(group.open()) as voices:
-                    for part in voices.stream(own):
+                with closing(group.open()) as voices, closing(voices.stream(own)) as parts:
+                    for part in parts:
                         yield part._replace(ask=chosen[part.ask])
                 _give_back()
 

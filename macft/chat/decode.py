@@ -6,7 +6,7 @@ prompt, sampling and seed, never on its neighbours.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -90,7 +90,7 @@ class Decoder:
         self._batch_size, self._cache_tokens = batch_size, cache_tokens
         self._kept: dict[tuple[str, int], _Kept] = {}
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Step]:
+    def run(self, requests: Sequence[Request]) -> Generator[Step, None, None]:
         """Make all replies, token by token; closing the iterator keeps what came for the panes' next turns.
 
         What all prompts of a voice begin with is computed once. The longest go first, and places are filled again when
@@ -105,7 +105,7 @@ class Decoder:
                 longest = max(requests[index].longest for index in (*batch.uids, *waiting[-1:]))
                 places = max(1, min(self._batch_size, self._cache_tokens // longest))
                 if waiting and len(batch.uids) <= places // 2:
-                    entering = [waiting.pop() for _ in range(min(places - len(batch.uids), len(waiting)))]
+                    entering = sorted(waiting.pop() for _ in range(min(places - len(batch.uids), len(waiting))))
                     started |= dict.fromkeys(entering, time.perf_counter())
                     for group in self._read(requests, entering, shared):
                         batch.extend(group)

@@ -3,14 +3,15 @@
 The rule: both are `decode.Decoder`, so what is measured is what a person reads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from macft.chat.decode import BATCH_SIZE, CACHE_TOKENS, Decoder, Request, Step
-from macft.chat.panes import Part, Sampling
+from macft.chat.panes import Part, Parts, Sampling
 
 
 class Answer(NamedTuple):
@@ -57,21 +58,21 @@ def answer_batch(
     return [answers[index] for index in range(len(prompts))]
 
 
-def stream_reply(
-    model: nn.Module, tokenizer: TokenizerWrapper, prompt_ids: Sequence[int], sampling: Sampling
-) -> Iterator[Part]:
+def stream_reply(model: nn.Module, tokenizer: TokenizerWrapper, prompt_ids: Sequence[int], sampling: Sampling) -> Parts:
     """Yield a reply token by token; the texts joined are the reply."""
     return spell(Decoder(model, tokenizer.eos_token_ids).run([Request(prompt_ids, sampling)]), tokenizer)
 
 
-def spell(steps: Iterable[Step], tokenizer: TokenizerWrapper) -> Iterator[Part]:
+def spell(steps: Generator[Step, None, None], tokenizer: TokenizerWrapper) -> Parts:
     """Turn tokens into text as they come, each reply with a detokenizer of its own."""
     detokenizers: dict[int, Any] = {}
-    for step in steps:
-        detokenizer = detokenizers.setdefault(step.request, None) or tokenizer.detokenizer
-        detokenizers[step.request] = detokenizer
-        if step.finish_reason != "stop":
-            detokenizer.add_token(step.token_id)
-        if step.finish_reason:
-            detokenizer.finalize()
-        yield Part(step.request, detokenizer.last_segment, step.token_id, step.finish_reason, step.seconds)
+    with closing(steps):
+        for step in steps:
+            if step.request not in detokenizers:
+                detokenizers[step.request] = tokenizer.detokenizer
+            detokenizer = detokenizers[step.request]
+            if step.finish_reason != "stop":
+                detokenizer.add_token(step.token_id)
+            if step.finish_reason:
+                detokenizer.finalize()
+            yield Part(step.request, detokenizer.last_segment, step.token_id, step.finish_reason, step.seconds)

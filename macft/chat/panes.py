@@ -4,6 +4,7 @@ The rule: plain values that load nothing heavy, so that a command line, a pipe o
 pane's model; an ask is what one voice is asked; a part is what one token adds to the reply.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -110,6 +111,10 @@ class Part(NamedTuple):
     token_id: int
     finish_reason: FinishReason | None
     seconds: float
+
+
+Parts = Generator[Part, None, None]
+"""Parts as they come; `close` stops the replies and keeps what came."""
 
 
 class Reply(NamedTuple):

@@ -3,12 +3,12 @@
 The rule: what a person talks to is what is compared, measured and picked from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from macft.chat.compare import Voices, open_voices
-from macft.chat.panes import Ask, Part, Sampling, Turn
+from macft.chat.panes import Ask, Parts, Sampling, Turn
 from macft.chat.sources import find_source
 from macft.machine import read_machine
 
@@ -26,7 +26,7 @@ class ChatSession:
     note: str
     voices: Voices
 
-    def reply(self, turns: Sequence[Turn], sampling: Sampling) -> Iterator[Part]:
+    def reply(self, turns: Sequence[Turn], sampling: Sampling) -> Parts:
         """Stream the answer to the turns so far; a model without a chat template continues their text."""
         return self.voices.stream([Ask(0, tuple(turns), sampling, pane="chat")])
 

@@ -25,6 +25,7 @@ AsJson = Annotated[bool, Parameter(name="--json")]
 Files = Annotated[list[str], Parameter(consume_multiple=True)]
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
 Method = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "cpo", "kto"]
+Strings = Literal["text", "chat"]
 TrainOn = Literal["assistant", "last", "all"]
 
 
@@ -53,9 +54,10 @@ def read_recipe(name: str, *, model: str | None, data: Sequence[str], settings: 
     return make_recipe(apply_overrides(values, overrides), folder=Path.cwd())
 
 
-def read_data_table(files: Sequence[str], *, train_on: str = "assistant") -> DataTable:
+def read_data_table(files: Sequence[str], *, train_on: str = "assistant", strings: str = "text") -> DataTable:
     """Return files as a data table that holds nothing out."""
-    return DataTable.model_validate({"train": _absolute(files), "train_on": train_on, "valid_fraction": 0.0})
+    how = {"train_on": train_on, "strings": strings, "valid_fraction": 0.0}
+    return DataTable.model_validate({"train": _absolute(files), **how})
 
 
 def choose_model(model: str | None) -> str:

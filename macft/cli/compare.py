@@ -16,8 +16,9 @@ from cyclopts import Parameter
 
 from macft import api
 from macft.chat.panes import NOTHING_YET, Ask, Reply, Sampling, Turn, Voice
+from macft.chat.preferences import Tally
 from macft.cli.arguments import STDIN, AsJson
-from macft.cli.picking import pick_from
+from macft.cli.picking import pick_from, pick_later
 from macft.cli.prepare import show_progress
 from macft.cli.render import narrate
 from macft.cli.tables import SCHEMA, print_json, print_lines
@@ -42,6 +43,7 @@ def compare(
     prompts: str | None = None,
     out: Path | None = None,
     pick: bool = False,
+    judge: str | None = None,
     picks: Path = Path("picks.jsonl"),
     unblind: bool = False,
     system: str = "",
@@ -60,6 +62,7 @@ def compare(
         prompts: A file of prompts, a line or a row each, answered in batches; - reads stdin, as a pipe does.
         out: Where the report goes, as NAME.md and NAME.html; left out, into the first run's folder, or here.
         pick: Say of each pair of answers which is better; picks become rows to train on.
+        judge: Pick between answers that --json printed to this file; nothing is loaded.
         picks: The preference file that picks are appended to; picks.jsonl when left out.
         unblind: Show whose answer is whose while picking.
         system: A system message before everything else.
@@ -71,6 +74,9 @@ def compare(
         plain: No progress bar.
     """
     sampling.check()
+    if judge:
+        _print_tally(pick_later(judge, picks.expanduser(), blind=not unblind), json=json)
+        return
     if pick and prompts == STDIN:
         raise RecipeError([Problem("--pick", "reads verdicts from stdin, so the prompts cannot come from there")])
     piped = prompts == STDIN or (prompts is None and not pick and not sys.stdin.isatty())
@@ -137,7 +143,7 @@ def print_replies(voices: "Voices", histories: Sequence[tuple[Turn, ...]], sampl
         if not sys.stdin.isatty():
             raise
     finally:
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     while shown < len(asks):
         shown = _print_next(voices.voices, replies, shown)
     narrate(" · ".join(_figures(voice, reply) for voice, reply in zip(voices.voices, replies, strict=True)))
@@ -248,6 +254,10 @@ def _pick(
         iter(given) if given is not None else ((*opening, ("user", said)) for said in ask_person() if said.strip())
     )
     tally = pick_from(voices, questions, path.expanduser(), sampling, ahead=1 if given is None else 8, blind=blind)
+    _print_tally(tally, json=json)
+
+
+def _print_tally(tally: Tally, *, json: bool) -> None:
     if json:
         print_json({**asdict(tally), "p": tally.p_value})
     else:

@@ -299,6 +299,14 @@ def run_training(path: Path, /) -> int:
     return api.start(path)
 
 
+@app.command(name="_worker", show=False)
+def work() -> int:
+    """Answer a program's requests on stdin, a JSON line each."""
+    from macft.cli.worker import run_worker  # its protocol takes a moment to set up
+
+    return run_worker()
+
+
 def _finished(finished: Run, state: RunState, *, json: bool) -> int:
     if not json:
         tables.print_result(finished, state)

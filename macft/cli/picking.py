@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from macft.chat.panes import Sampling, Turn
 from macft.chat.preferences import Answered, Duel, Picks, Tally, Verdict, shuffled
 from macft.cli.render import narrate
+from macft.data.sources import Row, read_rows
+from macft.errors import DataError, Problem
 from macft.format import clean, one_line
 
 if TYPE_CHECKING:
@@ -54,6 +56,36 @@ def pick_from(
     picks = Picks((first, second), path)
     judge(picks, duels(), ask=_ask, edit=edit_text, blind=blind)
     return picks.tally
+
+
+def pick_later(answers: str, path: Path, *, blind: bool) -> Tally:
+    """Let a person say which answers are better that `macft compare --json` printed; nothing is loaded.
+
+    Raises:
+        DataError: The file holds something else, with every line that does.
+    """
+    problems: list[Problem] = []
+    duels = [duel for row in read_rows([answers], problems) if (duel := _read_duel(row, problems))]
+    voices = [tuple(sorted(side.voice for side in duel.sides)) for duel in duels]
+    if len(set(voices)) > 1:
+        problems.append(Problem(answers, "holds answers of different voices (expected the same two in every line)"))
+    if problems:
+        raise DataError(problems, fix="`macft compare RUN --prompts FILE --json` prints such lines.")
+    first, second = duels[0].sides
+    picks = Picks((first.voice, second.voice), path)
+    judge(picks, iter(duels), ask=_ask, edit=edit_text, blind=blind)
+    return picks.tally
+
+
+def _read_duel(row: Row, problems: list[Problem]) -> Duel | None:
+    try:
+        prompt, (first, second) = row.value["prompt"], row.value["voices"]
+        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        sides = (Answered(first["name"], first["text"]), Answered(second["name"], second["text"]))
+        return Duel(tuple((turn["role"], turn["content"]) for turn in turns), sides)
+    except (KeyError, TypeError, ValueError):
+        problems.append(Problem(row.where, "is no prompt with the answers of two voices"))
+        return None
 
 
 def judge(

@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 from macft import api, gallery
 from macft.cli import tables
-from macft.cli.arguments import AsJson, Method, Positive, TrainOn, choose_model, read_data_table
+from macft.cli.arguments import AsJson, Method, Positive, Strings, TrainOn, choose_model, read_data_table
 from macft.cli.render import narrate, open_view
 from macft.events import PhaseProgress
 from macft.format import clean, columns
@@ -33,9 +33,10 @@ def check_data(
     /,
     *,
     model: str | None = None,
-    method: Method = "sft",
+    method: Method | None = None,
     max_seq_length: Annotated[int, Parameter(validator=Number(gte=8))] = 2048,
     train_on: TrainOn = "assistant",
+    strings: Strings = "text",
     json: AsJson = False,
     plain: bool = False,
 ) -> None:
@@ -44,13 +45,14 @@ def check_data(
     Args:
         files: Files or folders of rows; - reads JSONL from stdin.
         model: Whose tokenizer and template; the only model here when left out.
-        method: What the rows are for.
+        method: What the rows are for; told by the first row when left out.
         max_seq_length: Longest row in tokens; 2048 when left out.
         train_on: Which tokens are trained on; assistant when left out.
+        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
         json: Print JSON.
         plain: Lines instead of bars.
     """
-    wanted, chosen = read_data_table(files, train_on=train_on), choose_model(model)
+    wanted, chosen = read_data_table(files, train_on=train_on, strings=strings), choose_model(model)
     with show_progress(plain=plain) as tell_progress:
         report = api.check_data(
             wanted,
@@ -72,7 +74,9 @@ def show_row(
     *,
     row: Positive,
     model: str | None = None,
+    method: Method | None = None,
     train_on: TrainOn = "assistant",
+    strings: Strings = "text",
     ids: bool = False,
     json: AsJson = False,
     plain: bool = False,
@@ -83,12 +87,15 @@ def show_row(
         file: A file or folder of rows; - reads JSONL from stdin.
         row: Its place, counted from 1.
         model: Whose tokenizer and template; the only model here when left out.
+        method: What the row is for; told by its columns when left out.
         train_on: Which tokens are trained on; assistant when left out.
+        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
         ids: Print the token ids too.
         json: Print JSON.
         plain: Mark with a line of ▔ below instead of underlining.
     """
-    found = api.show_row(read_data_table([file], train_on=train_on), row, model=choose_model(model))
+    wanted = read_data_table([file], train_on=train_on, strings=strings)
+    found = api.show_row(wanted, row, model=choose_model(model), method=method)
     if json:
         tables.print_json(tables.row_values(found))
     else:

@@ -29,7 +29,7 @@ from macft.events import (
     WentOn,
     encode_event,
 )
-from macft.format import clean, count, duration, gigabytes, number, one_line, preference
+from macft.format import clean, count, duration, gigabytes, number, one_line, preference, size
 from macft.state import RunState, fold
 
 if TYPE_CHECKING:
@@ -274,14 +274,14 @@ def _plan(event: TrainingPlanned) -> str:
 def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:
     if isinstance(event, JobPlanned):
         form = f"{event.bits} bits, {event.dtype} scales" if event.bits else event.dtype
-        room = f"{gigabytes(event.size_bytes)} of {gigabytes(event.free_bytes)} free disk"
+        room = f"{size(event.size_bytes)} of {gigabytes(event.free_bytes)} free disk"
         return [f"{event.to} from {event.source} · {form} · {room}"]
     lines, metrics = [], event.metrics
     if "kept" in metrics:
         lost = f"KL {metrics['kl']:.2g} of {metrics['kl_base']:.2g} nats a token"
         same = f"{round(metrics['agreement'] * metrics['tokens']):,} of {metrics['tokens']:,.0f} greedy tokens equal"
         lines.append(f"kept {metrics['kept']:.1%} of what training changed · {lost} · {same}")
-    return [*lines, f"wrote {event.path} · {gigabytes(event.size_bytes)}", *(f"  {note}" for note in event.notes)]
+    return [*lines, f"wrote {event.path} · {size(event.size_bytes)}", *(f"  {note}" for note in event.notes)]
 
 
 def _end(event: RunEnded, state: RunState) -> str:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from macft.api import RunSummary
-from macft.events import Scored
-from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference, share_preferred
+from macft.events import Scored, share_preferred
+from macft.format import MISSING, clean, columns, count, duration, number, one_line, preference
 from macft.run import Run
 from macft.state import RunState
 
@@ -30,6 +30,7 @@ SCHEMA = 1
 NARROWEST, WIDEST, PIPED = 60, 140, 100
 GLYPHS = {"preparing": "●", "running": "●", "paused": "‖", "done": "✔", "stopped": "■", "waiting": "·"}
 LEVELS = {"ok": "✔", "warn": "▲", "bad": "✘"}
+_PARTS = {"prompt": "▸", "chosen": "✔", "rejected": "✘", "desirable": "✔", "undesirable": "✘"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -130,8 +131,11 @@ def report_lines(report: "DataReport") -> list[str]:
         f"lengths   {_sparkline(bars)}  p50 {report.length_p50:,} · p90 {report.length_p90:,} · "
         f"p99 {report.length_p99:,} · longest {report.length_max:,} tokens",
     ]
+    if report.responses:
+        kinds = (f"{kind} of {_mean(counts)} tokens" for kind, counts in report.responses.items())
+        lines.append(f"answers   {' and '.join(kinds)} on average")
     counted = {
-        **{f"left out: {reason}": rows for reason, rows in report.dropped.items()},
+        **{f"left out: {reason} {_places(report, reason)}".rstrip(): rows for reason, rows in report.dropped.items()},
         "cut to max_seq_length": report.truncated_rows,
         "split into several": report.split_rows,
         "the same as an earlier one": report.duplicate_rows,
@@ -140,7 +144,17 @@ def report_lines(report: "DataReport") -> list[str]:
     flagged = [
         f"▲ {rows:,} {'row' if rows == 1 else 'rows'}: {one_line(what)}" for what, rows in counted.items() if rows
     ]
+    flagged += [f"▲ {one_line(report.length_bias)}"] if report.length_bias else []
     return lines + (flagged or ["✔ nothing was left out, cut or changed"])
+
+
+def _mean(counts: Mapping[str, float]) -> str:
+    return f"{counts['mean_tokens']:.1f}"
+
+
+def _places(report: "DataReport", reason: str) -> str:
+    named = report.name_dropped(reason)
+    return f"({named})" if named else ""
 
 
 def _sparkline(values: Sequence[int]) -> str:
@@ -158,6 +172,7 @@ def row_values(row: "RowView") -> dict[str, Any]:
         "spans": [{"text": text, "trained": trained} for text, trained in row.spans],
         "ids": [int(token) for token in ids],
         "loss_mask": [int(trained) for trained in mask],
+        **({"parts": [part._asdict() for part in row.parts]} if row.parts else {}),
     }
 
 
@@ -167,11 +182,15 @@ def print_row(row: "RowView", *, with_ids: bool, plain: bool) -> None:
     tokens, trained_tokens = values["tokens"], values["supervised_tokens"]
     share = trained_tokens / max(1, tokens)
     print(f"{one_line(row.where)} · {tokens:,} tokens · {trained_tokens:,} trained on ({share:.0%})\n")
-    spans = [(clean(text).replace("\n", "⏎\n"), trained) for text, trained in row.spans]
-    if plain or not sys.stdout.isatty():
-        print_lines(marked_lines(spans))
-    else:
-        _print_underlined(spans)
+    draw = (lambda spans: print_lines(marked_lines(spans))) if plain or not sys.stdout.isatty() else _print_underlined
+    shown = [(clean(text).replace("\n", "⏎\n"), trained) for text, trained in row.spans]
+    if not row.parts:
+        draw(shown)
+    for part, span in zip(row.parts, shown, strict=bool(row.parts)):
+        margin = "" if part.margin is None else f" (scored {part.margin:+g})"
+        print(f"{_PARTS[part.kind]} {part.kind}{margin}")
+        draw([span])
+        print()
     if with_ids:
         print("\nids", *values["ids"])
 
@@ -215,11 +234,13 @@ def print_result(run: Run, state: RunState) -> None:
 
 def held_out_lines(state: RunState) -> list[str]:
     """Return the table of what held-out preferences said at the start and of the result; nothing for other runs."""
-    shown = state.best or next(reversed(state.evaluations), None)
+    last = next(reversed(state.evaluations), None)
+    shown = state.best if state.best and state.best.step else last  # without a better one, the last weights are kept
     if not shown or not preference(shown.metrics, "eval_") or shown.step == 0:
         return []
     start, end = state.evaluations[0].metrics, shown.metrics
-    rows = [["rewards/accuracies", *(_share(share_preferred(part, "eval_")) for part in (start, end))]]
+    accuracies = [_share(share_preferred(part, "eval_")) for part in (start, end)]
+    rows = [["rewards/accuracies", *accuracies]] if "eval_rewards/accuracies" in end else []
     for name in ("rewards/margins", "logps/chosen", "logps/rejected", "loss"):
         rows.append([name, number(start.get(f"eval_{name}")), number(end.get(f"eval_{name}"))])
     return columns([["held out", "start", f"@{shown.step}"], *rows], right=(1, 2))

@@ -133,6 +133,8 @@ def encode_responses(
     for response in example.responses:
         if isinstance(example.prompt, str) or isinstance(response, str):
             ids, start, more = codec.encode_text(str(example.prompt), str(response), is_implied=example.is_implied)
+        elif not tokenizer.has_chat_template:
+            raise RowProblem("is a chat, but the model has no chat template (expected strings)")
         else:
             chat = Chat(example.prompt + response, example.tools, enable_thinking)
             ids, start, more = codec.encode_answers(chat, len(response))

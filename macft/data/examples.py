@@ -144,13 +144,6 @@ class ResponseExample:
 Example = ChatExample | CompletionExample | TextExample | ResponseExample
 
 
-def name_kind(example: Example) -> str:
-    """Return what kind of row an example comes from, in a word."""
-    if isinstance(example, ResponseExample):
-        return "pair" if example.label is None else "labeled"
-    return type(example).__name__.removesuffix("Example").lower()
-
-
 def parse_example(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     """Understand a row; `columns` maps macft's column names to the user's.
 

@@ -38,11 +38,12 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 """How the turns of HH-RLHF begin."""
 
 
-def detect_method(value: Object) -> str:
-    """Return the method that a row is for, by the columns that are there."""
-    if {"chosen", "rejected"} <= value.keys() or "responses" in value:
+def detect_method(value: Object, columns: Mapping[str, str]) -> str:
+    """Return the method that a row is for, by the columns that are there under macft's names or the user's."""
+    names = value.keys() | {ours for ours, theirs in columns.items() if theirs in value}
+    if {"chosen", "rejected"} <= names or "responses" in names:
         return "dpo"
-    return "kto" if {"completion", "label"} <= value.keys() else "sft"
+    return "kto" if {"completion", "label"} <= names else "sft"
 
 
 def parse_preferences(

@@ -9,15 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from macft.data.examples import (
-    COLUMNS,
-    CompletionExample,
-    Example,
-    NothingToLearn,
-    ResponseExample,
-    RowProblem,
-    name_kind,
-)
+from macft.data.examples import COLUMNS, CompletionExample, Example, NothingToLearn, ResponseExample, RowProblem
 from macft.data.mix import hash_example, hash_place, is_held_out
 from macft.data.preferences import PREFERENCE_METHODS
 from macft.data.questions import Question, make_question
@@ -273,7 +265,7 @@ class _Preparation:
                 if dropped:
                     self.dropped.setdefault(dropped, []).append(row.where)
                 if example is not None:
-                    self.formats[name_kind(example)] += 1
+                    self.formats[_name_kind(example)] += 1
                     yield _Read(example, made or Made())
         if self.progress:
             self.progress(self.rows_read, max(self.total, self.rows_read) if self.total else 0)
@@ -313,6 +305,13 @@ class _Read(NamedTuple):
 
     example: Example
     made: Made
+
+
+def _name_kind(example: Example) -> str:
+    """Return what kind of row an example comes from, in a word."""
+    if isinstance(example, ResponseExample):
+        return "pair" if example.label is None else "labeled"
+    return type(example).__name__.removesuffix("Example").lower()
 
 
 def _estimate_rows(data: DataTable) -> int:

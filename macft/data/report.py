@@ -15,6 +15,9 @@ from macft.data.chat_template import Encoded, decode
 from macft.data.turns import Tokenizer
 
 _BARS = 16
+LENGTH_BIAS = 1.25
+"""Chosen responses longer by this factor, or shorter, teach length as well."""
+_NAMED_ROWS = 5
 LEFT_OUT_FIX = "`macft data show` shows a row as the model sees it; max_seq_length bounds its length."
 REPLACEMENT = "\ufffd"
 
@@ -75,11 +78,32 @@ class DataReport:
         counts = [
             (self.truncated_rows, "longer than max_seq_length, so their end is cut off", longer),
             (split, "longer than max_seq_length, so they are split", longer),
-            *((rows, f"left out: {reason}", LEFT_OUT_FIX) for reason, rows in self.dropped.items()),
+            *(
+                (rows, f"left out: {reason}", f"{self.name_dropped(reason)}. {LEFT_OUT_FIX}")
+                for reason, rows in self.dropped.items()
+            ),
             (self.duplicate_rows, "repeat an earlier training row", "Remove them, unless they should weigh more."),
             (self.leaked_rows, "in data.valid or data.test are also trained on", "Remove them from data.train."),
         ]
-        return [(f"{what} (rows: {rows:,})", fix) for rows, what, fix in counts if rows]
+        bias = [(self.length_bias, "Shorten them, or set ld_alpha (dpo).")] if self.length_bias else []
+        return [(f"{what} (rows: {rows:,})", fix) for rows, what, fix in counts if rows] + bias
+
+    @property
+    def length_bias(self) -> str:
+        """What the lengths of good and bad responses will teach; empty when they are alike."""
+        if len(self.responses) != 2:
+            return ""
+        (good, ours), (_, theirs) = ((kind, counts["mean_tokens"]) for kind, counts in self.responses.items())
+        if min(ours, theirs) == 0 or max(ours, theirs) < LENGTH_BIAS * min(ours, theirs):
+            return ""
+        way = "longer" if ours > theirs else "shorter"
+        return f"{good} is {max(ours, theirs) / min(ours, theirs):.1f} times {way}: expect {way} answers"
+
+    def name_dropped(self, reason: str) -> str:
+        """Name the first rows that were left out for a reason, by file and line."""
+        places = self.dropped_where.get(reason, ())
+        more = len(places) - _NAMED_ROWS
+        return ", ".join(places[:_NAMED_ROWS]) + (f" and {more:,} more" if more > 0 else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

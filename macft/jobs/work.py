@@ -54,10 +54,13 @@ class Work:
         job: What to do.
         run: Its folder, locked.
         requests: Asked often whether the person wants it to stop.
+        free_disk: Says how many bytes are free where a path is.
     """
 
-    def __init__(self, job: Job, run: Run, requests: Requests) -> None:
-        self.job, self.folder, self.requests = job, run, requests
+    def __init__(
+        self, job: Job, run: Run, requests: Requests, *, free_disk: Callable[[Path], int] = free_disk_bytes
+    ) -> None:
+        self.job, self.folder, self.requests, self.free_disk = job, run, requests, free_disk
         self.source = Path(job.source)
         self.base = Path(job.base or job.source)
         trained = Run(Path(job.run)) if job.run else None
@@ -203,7 +206,7 @@ class Work:
             rows = self._rows()
             return make_probe(rows, describe(self.base).vocab_size)
         except DataError as error:
-            if self.job.force:
+            if self.job.force or not (self.job.is_adapter or self.job.quantize):
                 return None
             first = str(error.problems[0])
             fix = "`--data FILES` names rows to compare on; `--force` writes without comparing."
@@ -269,7 +272,7 @@ class Work:
         self._tell_plan(size_bytes, fused.source, dtype or fused.dtype, fused.bits)
 
     def _tell_plan(self, size_bytes: int, source: str, dtype: str, bits: int | None = None) -> None:
-        free = free_disk_bytes(self.folder.path if not self.job.out else Path(self.job.out))
+        free = self.free_disk(self.folder.path if not self.job.out else Path(self.job.out))
         self.emit(
             JobPlanned(to=self.job.to, source=source, dtype=dtype, bits=bits, size_bytes=size_bytes, free_bytes=free)
         )

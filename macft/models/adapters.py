@@ -138,7 +138,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
         config["num_layers"] = peft.count_layers(weights, len(model.layers))
     _convert(model, config)
     expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
-    if from_peft:  # it may leave out layers in between: those get an update that is zero
+    if from_peft or "merge" in config["macft"]:  # these may leave out layers in between, which get an update of zero
         weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
     check_tensors(weights, expected, where=folder / (peft.WEIGHTS if from_peft else WEIGHTS), complete=not is_full)
     model.load_weights(list(weights.items()), strict=False)
@@ -176,7 +176,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    if isinstance(config, dict) and peft.is_peft(config) and (folder / peft.WEIGHTS).is_file():
+    if isinstance(config, dict) and peft.is_peft(config):
+        if not (folder / peft.WEIGHTS).is_file():
+            raise ModelError(f"{folder} has PEFT's {CONFIG} and no {peft.WEIGHTS}", fix="Save the adapter again.")
         return peft.from_peft(config, load_tensors(folder / peft.WEIGHTS), where=folder)[0]
     try:
         return _AdapterConfig.model_validate(config).model_dump(exclude_none=True)

@@ -39,18 +39,19 @@ def _dequantizing(kind: Any) -> Any:
 
 
 def _product(x: mx.array, layer: Any) -> mx.array:
-    def weight() -> mx.array:
-        dequantized = mx.dequantize(
-            layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, layer.mode
-        )
+    def weight(after: mx.array) -> mx.array:
+        codes = mx.depends(layer.weight, after)  # or MLX would dequantize ahead of its turn, and hold several
+        dequantized = mx.dequantize(codes, layer.scales, layer.get("biases"), layer.group_size, layer.bits, layer.mode)
         return dequantized.astype(x.dtype)
 
     @custom_function
     def product(x: mx.array) -> mx.array:
-        return x @ weight().T
+        return x @ weight(x).T
 
     @product.vjp
     def product_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent @ weight()  # dequantized again: kept, all of them would fill the memory of a full model
+        return cotangent @ weight(
+            cotangent
+        )  # dequantized again: kept, all of them would fill the memory of a full model
 
     return cast(mx.array, product(x))

@@ -87,15 +87,19 @@ def _projection(model: nn.Module, body: nn.Module) -> Projection | None:
 def _quantized(layer: Any, scale: float, cap: float) -> Projection:
     packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
 
-    def weight(place: Any = ...) -> mx.array:
+    def weight(place: Any = ..., codes: mx.array | None = None) -> mx.array:
         biases = layer.get("biases")
         return mx.dequantize(
-            layer.weight[place], layer.scales[place], None if biases is None else biases[place], **packing
+            (layer.weight if codes is None else codes)[place],
+            layer.scales[place],
+            None if biases is None else biases[place],
+            **packing,
         )
 
     def multiply(x: mx.array, transpose: bool) -> mx.array:
         if mx.default_device() == mx.cpu:  # many rows: dequantizing first is faster by far on this backend
-            return x @ (weight().T if transpose else weight())
+            whole = weight(codes=mx.depends(layer.weight, x))  # or MLX would dequantize ahead of its turn
+            return x @ (whole.T if transpose else whole)
         return mx.quantized_matmul(x, layer.weight, layer.scales, layer.get("biases"), transpose=transpose, **packing)
 
     return Projection(

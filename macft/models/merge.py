@@ -5,7 +5,6 @@ weighted sum of the updates. `linear` keeps the rank and only resembles that sum
 """
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -64,7 +63,6 @@ def merge_adapters(parts: Sequence[Part], folder: Path, *, way: Way) -> dict[str
     for module in modules:
         weights[f"{module}.lora_a"], weights[f"{module}.lora_b"] = join(loaded, module)
     config = _config(loaded, loaded[0].rank if way == "linear" else sum(part.rank for part in loaded))
-    _fill_gaps(weights)
     origin = loaded[0].config.get("macft", {})
     named = [{"adapter": _name(part.folder), "strength": part.strength} for part in parts]
     kept = {key: origin[key] for key in _KEPT if key in origin}
@@ -73,7 +71,6 @@ def merge_adapters(parts: Sequence[Part], folder: Path, *, way: Way) -> dict[str
     return config
 
 
-_IN_LAYER = re.compile(r"(.*\blayers\.\d+)\.(.+)")
 _KEPT = ("version", "base_fingerprint", "template_hash", "quantize", "quantize_group_size", "enable_thinking")
 
 
@@ -106,14 +103,6 @@ def _config(parts: Sequence[_Loaded], rank: int) -> dict[str, Any]:
         "num_layers": -1 if min(counts) < 1 else max(counts),
         "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
     }
-
-
-def _fill_gaps(weights: dict[str, mx.array]) -> None:
-    """Give every layer that is reached all targets, as a complete adapter has; an update of zeros changes nothing."""
-    parts = [(match, value.shape) for name, value in weights.items() if (match := _IN_LAYER.fullmatch(name))]
-    for layer in sorted({match.group(1) for match, _ in parts}):
-        for match, shape in parts:
-            weights.setdefault(f"{layer}.{match.group(2)}", mx.zeros(shape))
 
 
 def _refuse_strangers(parts: Sequence[Part], loaded: Sequence[_Loaded]) -> None:

@@ -125,7 +125,9 @@ def save_peft_tensors(path: Path, tensors: Mapping[str, mx.array]) -> None:
     """Write tensors byte for byte as PEFT does."""
     from safetensors.numpy import save_file
 
-    save_file({name: np.array(value) for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    # Contiguous, since safetensors writes a buffer as it lies, whatever its strides say.
+    rows = {name: np.ascontiguousarray(np.array(value)) for name, value in tensors.items()}
+    save_file(rows, path, metadata={"format": "pt"})
 
 
 def _peft_config(config: Mapping[str, Any], modules: list[str], rank: int, alpha: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def stack_adapter(model: nn.Module, first: dict[str, Any], lora: LoraTable, *, s
 
 
 def folded_parameters(model: nn.Module, config: dict[str, Any]) -> dict[str, mx.array]:
-    """Return both adapters of a stacked model as the tensors of one; a layer that has only one is filled with zeros.
+    """Return both adapters of a stacked model as the tensors of one; what only one of them has is filled with zeros.
 
     Args:
         model: As `stack_adapter` left it.
@@ -67,6 +67,14 @@ def folded_parameters(model: nn.Module, config: dict[str, Any]) -> dict[str, mx.
     """
     rank, scale = config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
     tensors = {}
+    keys = config["lora_parameters"].get("keys") or []
+    places = {id(module): name for name, module in model.named_modules()}
+    for layer in model.layers[-config["num_layers"] :]:
+        bare = {key: module for key, module in layer.named_modules() if key in keys and not isinstance(module, ADAPTED)}
+        for key, module in bare.items():  # the configuration names it, since another layer has it
+            empty = LoRALinear.from_base(module, r=rank)
+            for part in ("lora_a", "lora_b"):
+                tensors[f"{places[id(layer)]}.{key}.{part}"] = mx.zeros(empty[part].shape)
     for name, module in outermost(model).items():
         levels = list(_levels(module))
         a = mx.concatenate([level.lora_a for level in levels], axis=1)

@@ -21,6 +21,7 @@ from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macft.errors import CheckpointDamaged, ModelError, RunError
+from macft.events import share_preferred
 from macft.models.adapters import check_tensors, load_tensors, save_tensors
 from macft.run import PRIVATE_FOLDER, flush, write_atomic
 
@@ -51,6 +52,8 @@ class Progress:
     def evaluated(self, metrics: Mapping[str, float], metric: str) -> "Progress":
         """Return the progress after an evaluation; of the metric, more is better unless it is a loss."""
         value, best = metrics.get(metric, float("nan")), self.best_value
+        if metric == "eval_rewards/accuracies":  # where all rewards are the same, rounding tells which is higher
+            value = share_preferred(metrics, "eval_") or 0.0
         sign = -1.0 if metric == "eval_loss" else 1.0
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             return replace(self, best_value=value, best_step=self.step, stale=0, looked_step=self.step)

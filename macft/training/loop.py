@@ -11,7 +11,6 @@ from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.optimizers import Optimizer
 
 from macft.data.batches import Order, Rows, shard_rows, split_micro_batches
 from macft.errors import RunError
@@ -33,6 +32,7 @@ from macft.training.distributed import ALONE, Ranks
 from macft.training.evaluate import evaluate
 from macft.training.objectives import Objective
 from macft.training.optimizers import count_steps, learning_rate_at
+from macft.training.packed import PackedOptimizer
 from macft.training.update import Updater
 
 SKIPS_ALLOWED = 3
@@ -64,7 +64,7 @@ class Job:
     recipe: BaseRecipe
     model: nn.Module
     objective: Objective
-    optimizer: Optimizer
+    optimizer: PackedOptimizer
     train_rows: Rows
     valid_rows: Rows
     micro_batch_tokens: int

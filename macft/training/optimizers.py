@@ -4,17 +4,25 @@ The rule: the learning rate is a pure function of the step, so resuming needs no
 """
 
 import math
-from typing import cast
+from typing import TypeVar, cast
 
 import mlx.core as mx
 from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from macft.recipe import BaseRecipe, OptimizerTable, ScheduleTable
+from macft.training.packed import VECTOR_VALUES, PackedOptimizer
+
+Tree = TypeVar("Tree")
 
 
-def make_optimizer(table: OptimizerTable, learning_rate: float) -> optimizers.Optimizer:
+def make_optimizer(table: OptimizerTable, learning_rate: float) -> PackedOptimizer:
     """Build the recipe's optimizer; the rate is set anew before each update."""
+    by_element = table.name in {"adamw", "lion", "sgd"}
+    return PackedOptimizer(_make_inner(table, learning_rate), VECTOR_VALUES if by_element else 0)
+
+
+def _make_inner(table: OptimizerTable, learning_rate: float) -> optimizers.Optimizer:
     decay, first = table.weight_decay, table.betas[0]
     match table.name:
         case "adamw":
@@ -77,9 +85,9 @@ def global_norm(gradients: object) -> mx.array:
     return mx.sqrt(mx.stack([mx.square(leaf.astype(mx.float32)).sum() for _, leaf in leaves]).sum())
 
 
-def clip(gradients: object, norm: mx.array, max_norm: float) -> object:
+def clip(gradients: Tree, norm: mx.array, max_norm: float) -> Tree:
     """Scale gradients down to `max_norm`; 0 leaves them as they are."""
     if not max_norm:
         return gradients
     factor = mx.minimum(max_norm / (norm + 1e-6), 1.0)
-    return tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), gradients)
+    return cast(Tree, tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), gradients))

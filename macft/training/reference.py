@@ -8,8 +8,8 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeGuard
 
 import mlx.nn as nn
 import numpy as np
@@ -18,6 +18,7 @@ from macft.data.batches import Floats, Ints, Responses, Rows, make_response_batc
 from macft.data.referenced import LabeledRows, Mismatched, ReferencedRows
 from macft.data.token_rows import TokenRows
 from macft.errors import DataError, Problem
+from macft.models.adapters import adapters_off
 from macft.models.head import Head
 from macft.models.stream import Stream
 from macft.recipe import DpoRecipe, KtoRecipe, OrpoRecipe, Recipe
@@ -30,9 +31,17 @@ Score = Callable[[Responses, float | None, Callable[[int, int], None]], Floats]
 """Rows, LD-DPO's alpha and a progress teller to the log-probability of each response [N, K]."""
 
 
-def has_reference(recipe: Recipe) -> TypeGuard[DpoRecipe | KtoRecipe]:
-    """Return whether a recipe measures the model against a reference."""
-    return isinstance(recipe, DpoRecipe | KtoRecipe)
+def refers_to_start(recipe: Recipe) -> bool:
+    """Return whether the model is measured against the adapter that training starts from."""
+    return isinstance(recipe, DpoRecipe | KtoRecipe) and recipe.reference == "start" and recipe.start_from is not None
+
+
+def as_reference(model: nn.Module, recipe: Recipe) -> AbstractContextManager[None]:
+    """Make a model that is at its start its own reference for a while."""
+    is_start = refers_to_start(recipe)
+    if recipe.adapter == "full" or (is_start and not recipe.stack):
+        return nullcontext()
+    return adapters_off(model, trained_only=is_start)
 
 
 def refer(
@@ -131,7 +140,8 @@ class ReferencePass:
         finally:
             if missing:
                 _write(path, found)
-        progress(done, len(rows))
+        if missing:
+            progress(done, len(rows))
         if bad := [where for where, row in zip(rows.where, found, strict=True) if not np.isfinite(row).all()]:
             path.unlink(missing_ok=True)
             problems = [Problem(where, "has no finite log-probability under the reference") for where in bad]

@@ -7,7 +7,6 @@ bottom in the order in which things happen.
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from macft.data.response_rows import ResponseRows
 from macft.errors import ModelError, Problem, RecipeError, Stopped
 from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import adapter_hash, adapters_off, count_values
+from macft.models.adapters import adapter_hash, count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import Head, find_head
@@ -43,7 +42,7 @@ from macft.training.distributed import ALONE, Ranks, SharedRequests
 from macft.training.loop import Ending, Job, Requests, train
 from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
-from macft.training.reference import ReferencePass, has_reference, refer
+from macft.training.reference import ReferencePass, as_reference, refer, refers_to_start
 from macft.training.result import score, write_adapter, write_model
 from macft.training.signs import list_signs
 from macft.training.trainable import make_trainable
@@ -179,8 +178,8 @@ class Session:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
         tokens = planned.micro_batch_tokens
-        if isinstance(recipe, PreferenceRecipe) and not stream.layers:
-            tokens //= 2  # the prompt lies in both padded rows
+        if isinstance(data.train, ResponseRows) and not stream.layers:
+            tokens //= data.train.responses  # the prompt lies in each of the padded rows
         train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
         if (level := recompute(model, planned.recompute, stream)) != planned.recompute:
             message = f"the family {self.facts.family} cannot recompute less than whole layers"
@@ -220,15 +219,13 @@ class Session:
             "base": self.checkpoints.world["base model"],
             "template": self.checkpoints.world["chat template"],
             "quantize": (recipe.quantize, recipe.quantize_group_size),
-            "dtype": (recipe.compute_dtype, recipe.adapter_dtype),
+            "dtype": (recipe.compute_dtype, recipe.adapter_dtype, recipe.adapter == "full"),
             "device": mx.default_device(),
             "versions": [version(name) for name in ("macft", "mlx", "mlx-lm")],
         }
-        is_start = has_reference(recipe) and recipe.reference == "start" and recipe.start_from is not None
-        if is_start:
+        if refers_to_start(recipe):
             stands_on["adapter"] = self.checkpoints.world["start adapter"]
-        as_it_is = (is_start and not recipe.stack) or recipe.adapter == "full"
-        with nullcontext() if as_it_is else adapters_off(model, trained_only=is_start):
+        with as_reference(model, recipe):
             scorer = ReferencePass(
                 model, head, stream, tokens=tokens, folder=home() / "cache" / "reference", stands_on=stands_on
             )

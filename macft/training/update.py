@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.optimizers import Optimizer
 from mlx.utils import tree_map
 
 from macft.data.batches import MicroBatch
@@ -21,6 +20,7 @@ from macft.models.adapters import set_dropout_keys
 from macft.training.distributed import ALONE, Ranks
 from macft.training.objectives import Objective, Sums, to_device
 from macft.training.optimizers import clip, global_norm
+from macft.training.packed import PackedOptimizer
 
 
 class Outcome(NamedTuple):
@@ -56,7 +56,7 @@ class Updater:
         self,
         model: nn.Module,
         objective: Objective,
-        optimizer: Optimizer,
+        optimizer: PackedOptimizer,
         *,
         max_grad_norm: float,
         seed: int,
@@ -68,26 +68,22 @@ class Updater:
         value_and_grad = nn.value_and_grad(model, partial(objective.sums, model))
 
         def accumulate(batch: MicroBatch, whole: mx.array, key: mx.array, sums: Any) -> Any:
-            found = value_and_grad(batch, whole, key)
+            total, gradients = value_and_grad(batch, whole, key)
+            found = total, optimizer.pack(gradients)
             if sums is None:
                 return found
             # Gradients of a bfloat16 model would lose their small parts if they were added up in bfloat16.
             return tree_map(lambda summed, leaf: summed.astype(mx.float32) + leaf, sums, found)
 
-        def measure(total: mx.array, gradients: Any, weight: mx.array) -> Any:
-            total, gradients = tree_map(lambda leaf: leaf / weight.astype(leaf.dtype), (total, gradients))
+        def measure(total: mx.array, gradients: list[mx.array], weight: mx.array) -> Any:
+            gradients = [vector / weight.astype(vector.dtype) for vector in gradients]
             norm = global_norm(gradients)
-            clipped = clip(gradients, norm, max_grad_norm)
-            return (
-                total,
-                norm,
-                tree_map(lambda leaf, own: leaf.astype(own.dtype), clipped, model.trainable_parameters()),
-            )
+            return total / weight, norm, optimizer.cast(clip(gradients, norm, max_grad_norm))
 
-        def apply(gradients: Any) -> None:
-            optimizer.update(model, gradients)
+        def apply(gradients: list[mx.array]) -> None:
+            optimizer.update_packed(model, gradients)
 
-        state = [model.state, optimizer.state]
+        state = [model.state, optimizer.inner.state]
         wrap: Callable[..., Any] = mx.compile if compiled else lambda function, **_: function
         self._accumulate = wrap(accumulate, inputs=state[:1], outputs=state[:1])
         self._measure = wrap(measure)
@@ -110,7 +106,8 @@ class Updater:
             sums = self._accumulate(to_device(batch), whole, keys[2 * number + 1], sums)
             mx.eval(sums)
         if sums is None:
-            sums = Sums(mx.array(0.0), {}), tree_map(mx.zeros_like, self.model.trainable_parameters())
+            nothing = map(mx.zeros_like, self.optimizer.pack(self.model.trainable_parameters()))
+            sums = Sums(mx.array(0.0), {}), list(nothing)
         summed, gradients = sums
         total, gradients = self.ranks.all_sum((summed.loss, gradients))
         total, norm, gradients = self._measure(total, gradients, whole[0])
@@ -126,5 +123,5 @@ class Updater:
         if outcome.is_finite:
             self.optimizer.learning_rate = learning_rate
             self._apply(gradients)
-            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+            mx.eval(self.model.trainable_parameters(), self.optimizer.inner.state)
         return outcome

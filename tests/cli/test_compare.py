@@ -1,5 +1,6 @@
 """`macft compare`: what goes to stdout, what is written, and that every voice keeps its own history."""
 
+import io
 import json
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -125,3 +126,21 @@ def test_every_voice_has_its_own_history(capsys: pytest.CaptureFixture[str]) -> 
     assert voices.heard[3][2] == ("assistant", "2a2b2c")
     assert voices.closed == 3
     assert "/scores" in capsys.readouterr().err
+
+
+def test_answers_are_judged_later_without_a_model(
+    macft: Callable, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, picks = tmp_path / "answers.jsonl", tmp_path / "picks.jsonl"
+    answers.write_text(macft("one", "--prompts", prompts, "--json")[1])
+    monkeypatch.setenv("MACFT_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("2\n1\nq\n"))
+    code, out, _ = macft("--judge", str(answers), "--unblind", "--picks", str(picks))
+    assert (code, out) == (0, "Base 1, one 1, p = 1.00\n")
+    rows = [json.loads(line) for line in picks.read_text().splitlines()]
+    assert [row["voices"]["chosen"] for row in rows] == ["one", "Base"]
+    assert rows[1]["prompt"][0] == {"role": "system", "content": "be kind"}
+    answers.write_text('{"prompt": "x"}\n')
+    code, _, said = macft("--judge", str(answers))
+    assert code == 3
+    assert "answers.jsonl:1: is no prompt with the answers of two voices" in said

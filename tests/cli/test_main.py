@@ -31,6 +31,9 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["compare"],
+    ["fuse"],
+    ["merge"],
+    ["export"],
     ["serve"],
     ["doctor"],
     ["bench"],
@@ -76,8 +79,8 @@ def test_no_arguments_show_the_help(macft):
 def test_the_help_names_every_command_and_only_those(macft):
     out = macft("--help")[1]
     shown = {name for name in app if not name.startswith("-")}
-    assert shown - {"_run"} == {command[0] for command in COMMANDS}
-    assert all(f"│ {name} " in out for name in shown - {"_run"})
+    assert shown - {"_run", "_worker"} == {command[0] for command in COMMANDS}
+    assert all(f"│ {name} " in out for name in shown - {"_run", "_worker"})
     assert "_run" not in out
 
 

@@ -8,6 +8,7 @@ from macft.cli import tables
 from macft.data.chat_template import Encoded
 from macft.data.inspect import RowView
 from macft.data.report import DataReport
+from macft.events import Evaluated
 from macft.run import Run
 from macft.state import fold
 from tests.cli import recorded
@@ -70,6 +71,14 @@ def test_a_preference_run_ends_with_what_held_out_pairs_say(summary):
         "loss                  0.700    0.200",
     ]
     assert tables.held_out_lines(summary.state) == []
+    last = recorded.evaluated_pairs(20)
+    worse = Evaluated(step=20, metrics=last.metrics, is_best=False)
+    assert tables.held_out_lines(fold([*recorded.preferring()[:5], worse]))[0].split() == [
+        "held",
+        "out",
+        "start",
+        "@20",
+    ]
     assert tables.held_out_lines(fold(recorded.preferring()[:5])) == []
 
 

@@ -12,16 +12,28 @@ def read_gguf(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
 
 
-def forward(tensors: dict[str, np.ndarray], ids: list[int], *, heads: int, kv_heads: int, theta: float) -> np.ndarray:
-    """A llama in float64 on the file's own layout: RoPE turns neighbouring pairs, as llama.cpp does. Logits [T, V]."""
+def forward(
+    tensors: dict[str, np.ndarray],
+    ids: list[int],
+    *,
+    heads: int,
+    kv_heads: int,
+    theta: float,
+    factors: np.ndarray | float = 1.0,
+    eps: float = 1e-5,
+) -> np.ndarray:
+    """A llama in float64 on the file's own layout: RoPE turns neighbouring pairs, as llama.cpp does. Logits [T, V].
+
+    `factors` divide the frequencies [head_dim / 2], as llama 3's `rope_freqs` do.
+    """
     t = len(ids)
     x = tensors["token_embd.weight"][ids].astype(np.float64)
     dim = tensors["blk.0.attn_q.weight"].shape[0] // heads
-    angles = np.arange(t)[:, None] * theta ** (-np.arange(0, dim, 2) / dim)
+    angles = np.arange(t)[:, None] * theta ** (-np.arange(0, dim, 2) / dim) / factors
     turn = np.exp(1j * angles)[:, None, :]
 
     def norm(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return values / np.sqrt((values**2).mean(-1, keepdims=True) + 1e-5) * weight
+        return values / np.sqrt((values**2).mean(-1, keepdims=True) + eps) * weight
 
     def rope(values: np.ndarray, count: int) -> np.ndarray:
         pairs = values.reshape(t, count, dim // 2, 2)

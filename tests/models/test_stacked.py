@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,10 +26,10 @@ def disturb(model: nn.Module, seed: int) -> None:
     model.load_weights(changed, strict=False)
 
 
-def stacked(second: LoraTable) -> tuple[nn.Module, dict, mx.array]:
+def stacked(second: LoraTable, **first: Any) -> tuple[nn.Module, dict, mx.array]:
     """Return a model with two adapters, the configuration of both, and what the first alone made of the tokens."""
     model = load_model(FOLDER)[0]
-    config = attach(model, LoraTable(rank=4, alpha=8.0), kind="lora", seed=0)
+    config = attach(model, LoraTable(rank=4, alpha=8.0, **first), kind="lora", seed=0)
     disturb(model, 1)
     before = model(TOKENS)
     both = stack_adapter(model, config, second, seed=5)
@@ -54,6 +55,15 @@ def test_what_is_saved_is_both_adapters_as_one(second: LoraTable, tmp_path: Path
     plain = load_model(FOLDER)[0]
     load_adapter(plain, tmp_path)
     assert not is_stacked(plain)
+    wanted, found = model(TOKENS), plain(TOKENS)
+    assert mx.abs(found - wanted).max().item() <= 1e-5 * mx.abs(wanted).max().item()
+
+
+def test_adapters_on_different_layers_and_targets_make_one_that_loads(tmp_path: Path) -> None:
+    model, both, _ = stacked(LoraTable(rank=2, alpha=4.0, layers=1, targets="mlp"), targets="attention")
+    write_adapter_files(tmp_path, folded_parameters(model, both), both, {})
+    plain = load_model(FOLDER)[0]
+    load_adapter(plain, tmp_path)
     wanted, found = model(TOKENS), plain(TOKENS)
     assert mx.abs(found - wanted).max().item() <= 1e-5 * mx.abs(wanted).max().item()
 

@@ -211,7 +211,7 @@ def test_every_method_learns_one_batch_by_heart(llama: GoldenCase, tmp_path: Pat
     updater = Updater(
         model, objective, make_optimizer(OptimizerTable(), 1e-3), max_grad_norm=1.0, seed=0, compiled=False
     )
-    outcomes = [updater(step, [rows.batch(np.arange(len(rows)))], 1e-3) for step in range(1, 41)]
+    outcomes = [updater(step, [rows.batch(np.arange(len(rows)))], 1e-3) for step in range(1, 21)]
     assert outcomes[-1].loss < outcomes[0].loss
     assert outcomes[-1].metrics["rewards/margins"] > outcomes[0].metrics["rewards/margins"] + 0.01
 
@@ -280,7 +280,7 @@ def test_a_stopped_reference_pass_goes_on_where_it_was(llama: GoldenCase, tmp_pa
     assert np.array_equal(found, fresh_start(plain, None, lambda *_: None))
     again: list[int] = []
     assert np.array_equal(score(plain, None, lambda done, _: again.append(done)), found)
-    assert again == [len(plain)]
+    assert again == []
     elsewhere = ReferencePass(model, find_head(model), stream, tokens=40, folder=tmp_path, stands_on={"base": "c"})
     asked: list[int] = []
     elsewhere(plain, None, lambda done, _: asked.append(done))

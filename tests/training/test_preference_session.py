@@ -49,7 +49,7 @@ def recipe_of(tmp_path: Path) -> Callable[..., Any]:
             "micro_batch_size": 2,
             "learning_rate": 5e-3,
             "lora": {"rank": 4},
-            "evaluate": {"every": 4, "samples": 1, "max_tokens": 8},
+            "evaluate": {"every": 4, "samples": 0},
             "checkpoint": {"every": 3},
         }
         return make_recipe(values | changes | {"data": data | changes.pop("data", {})})
@@ -62,7 +62,7 @@ def phases(life: Life, name: str = "reference") -> list[tuple[int, int]]:
 
 
 def test_a_run_learns_to_prefer_and_says_how_well(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of(steps=40), tmp_path / "run").live()
+    life = Life(recipe_of(steps=28, evaluate={"every": 7, "samples": 1, "max_tokens": 4}), tmp_path / "run").live()
     planned = life.of(TrainingPlanned)[0]
     assert planned.train_rows + planned.valid_rows == 24
     first, last = life.of(StepDone)[0].metrics, life.of(StepDone)[-1].metrics
@@ -74,22 +74,21 @@ def test_a_run_learns_to_prefer_and_says_how_well(recipe_of: Callable[..., Any],
     assert before["eval_loss"] == pytest.approx(math.log(2), rel=1e-4)
     assert abs(before["eval_rewards/margins"]) < 1e-4
     assert after["eval_rewards/accuracies"] == 1.0
-    assert {event.step for event in life.of(Sampled)} == {0, *range(4, 41, 4)}
+    assert {event.step for event in life.of(Sampled)} == {0, 7, 14, 21, 28}
     total = planned.train_rows + planned.valid_rows
     assert phases(life)[0] == (0, total)
     assert phases(life)[-1] == (total, total)
 
 
-@pytest.mark.parametrize("method", ["orpo", "simpo", "cpo"])
-def test_a_method_without_a_reference_asks_none(method: str, recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of(method), tmp_path / "run").live()
+def test_a_method_without_a_reference_asks_none(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    life = Life(recipe_of("orpo"), tmp_path / "run").live()
     assert phases(life) == []
     assert not (home() / CACHE).exists()
     assert life.of(StepDone)[-1].metrics["loss"] < life.of(StepDone)[0].metrics["loss"]
 
 
 def test_kto_learns_from_thumbs(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    life = Life(recipe_of("kto", steps=30), tmp_path / "run").live()
+    life = Life(recipe_of("kto", steps=16), tmp_path / "run").live()
     first, last = life.of(StepDone)[0].metrics, life.of(Evaluated)[-1].metrics
     assert first["loss"] == pytest.approx(0.5, rel=1e-4)
     assert first["kl"] == pytest.approx(0.0, abs=1e-4)
@@ -98,7 +97,7 @@ def test_kto_learns_from_thumbs(recipe_of: Callable[..., Any], tmp_path: Path) -
     assert len(list((home() / CACHE).glob("*.npy"))) == 4  # own and mismatched, of training and validation rows
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     method: str, recipe_of: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -121,24 +120,17 @@ def test_the_reference_is_computed_once(recipe_of: Callable[..., Any], tmp_path:
     first = Life(recipe_of(), tmp_path / "first").live()
     assert phases(first)[0][0] == 0
     again = Life(recipe_of(beta=0.5, seed=3), tmp_path / "again").live()
-    assert phases(again)[0][0] == len_train(again)
+    assert phases(again) == []
     other = Life(recipe_of(ld_alpha=0.5), tmp_path / "other").live()
     assert phases(other)[0][0] == 0
 
 
-def len_train(life: Life) -> int:
-    return int(life.of(TrainingPlanned)[0].train_rows)
-
-
-@pytest.mark.parametrize("look", [3, 5])
-def test_a_run_stopped_in_the_reference_phase_goes_on_with_it(
-    look: int, recipe_of: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_run_stopped_in_the_reference_phase_goes_on_with_it(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     recipe = recipe_of()
     whole = Life(recipe, tmp_path / "whole").live()
     for file in (home() / CACHE).glob("*.npy"):
         file.unlink()
-    first = Life(recipe, tmp_path / "parts", stop_at_look=look)
+    first = Life(recipe, tmp_path / "parts", stop_at_look=5)
     with pytest.raises(Stopped, match="reference"):
         first.live()
     second = Life(recipe, tmp_path / "parts").live()
@@ -163,12 +155,13 @@ def test_training_stops_early_on_held_out_accuracy_and_keeps_the_best(
     life = Life(recipe_of(steps=60, evaluate=table), tmp_path / "run").live()
     assert life.ending is not None
     assert "eval_rewards/accuracies has not improved since step" in life.ending.reason
-    accuracies = [event.metrics["eval_rewards/accuracies"] for event in life.of(Evaluated)]
-    best = [event for event in life.of(Evaluated) if event.is_best][-1]
-    assert best.metrics["eval_rewards/accuracies"] == max(accuracies)
-    assert accuracies.index(max(accuracies)) == [e.step for e in life.of(Evaluated)].index(best.step)
-    assert len(accuracies) == accuracies.index(max(accuracies)) + 3
-    assert json.loads((life.run.adapter / "adapter_config.json").read_text())["macft"]["step"] == best.step
+    looks = life.of(Evaluated)[1:]  # at the start there is no margin, and so no accuracy
+    accuracies = [event.metrics["eval_rewards/accuracies"] for event in looks]
+    first = accuracies.index(max(accuracies))
+    assert [event.step for event in looks if event.is_best][-1] == looks[first].step
+    assert len(accuracies) == first + 3
+    config = json.loads((life.run.adapter / "adapter_config.json").read_text())
+    assert config["macft"]["step"] == looks[first].step
 
 
 def test_test_rows_are_answered_by_base_and_tuned(recipe_of: Callable[..., Any], tmp_path: Path) -> None:

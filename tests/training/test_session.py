@@ -523,7 +523,7 @@ def test_an_adapter_of_another_base_is_refused(recipe_of: Callable[..., Any], tm
         (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 40), "cannot be read"),
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
         (lambda folder: (folder / CONFIG).write_text("{"), "cannot be read"),
-        (lambda folder: (folder / CONFIG).write_text('{"r": 8, "peft_type": "LORA"}'), "looks like a PEFT adapter"),
+        (lambda folder: (folder / CONFIG).write_text('{"r": 8, "peft_type": "LORA"}'), "no adapter_model.safetensors"),
         (lambda folder: (folder / CONFIG).unlink(), "not an adapter folder"),
         (lambda folder: _poison(folder / WEIGHTS), "NaN or infinity"),
         (lambda folder: _drop_one(folder / WEIGHTS), "is missing"),

@@ -7,6 +7,7 @@ method.
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from macft.recipe import LoraTable, Recipe, make_recipe
 from macft.training.distributed import Ranks, joined
 from macft.training.evaluate import evaluate
 from macft.training.objectives import make_objective
+from macft.training.packed import VECTOR_VALUES, PackedOptimizer
 from macft.training.update import Updater
 from tests.golden import load_case
 from tests.training.conftest import random_responses, rows_of
@@ -39,16 +41,16 @@ LEARNING_RATE = 1e-3
 """As for LoRA. At 0.05 the weights part faster, and gradients with them: 1.4e-6 at the fifth step."""
 
 
-class Recorder(optimizers.SGD):
+class Recorder(PackedOptimizer):
     """Keeps the gradients of every update."""
 
     def __init__(self) -> None:
-        super().__init__(LEARNING_RATE)
+        super().__init__(optimizers.SGD(LEARNING_RATE), VECTOR_VALUES)
         self.kept: list[dict[str, mx.array]] = []
 
-    def update(self, model: nn.Module, gradients: dict) -> None:
-        self.kept.append(dict(tree_flatten(gradients)))
-        super().update(model, gradients)
+    def update_packed(self, model: nn.Module, gradients: Sequence[mx.array]) -> None:
+        self.kept.append(dict(tree_flatten(self.unpack(gradients))))
+        super().update_packed(model, gradients)
 
 
 def make_updates(ranks: Ranks, method: str) -> tuple[dict[str, mx.array], list[Any]]:

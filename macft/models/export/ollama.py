@@ -47,14 +47,14 @@ def write_modelfile(
         lines.append(f"TEMPLATE {_quoted(write_ollama_template(form, adds_bos=adds_bos(tokenizer)))}")
     if said := system or (form.system if form else ""):
         lines.append(f"SYSTEM {_quoted(said)}")
-    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in _stops(tokenizer)]
+    lines += [f'PARAMETER stop "{stop}"' for stop in _stops(tokenizer)]
     (folder / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [] if form else [NO_TEMPLATE]
 
 
 def _stops(tokenizer: TokenizerWrapper) -> Sequence[str]:
     texts = {str(tokenizer.convert_ids_to_tokens(index)) for index in find_stop_ids(tokenizer)}
-    return sorted(texts)
+    return sorted(text for text in texts if '"' not in text)
 
 
 def _quoted(text: str) -> str:

@@ -73,8 +73,10 @@ def find_pre_tokenizer(told: dict[str, Any], folder: Path) -> str:
     model = told.get("model") or {}
     rules = [_rule(step) for step in _steps(told.get("pre_tokenizer"))]
     normalizers = {step.get("type") for step in _steps(told.get("normalizer"), key="normalizers")}
+    # llama.cpp loads no vocabulary without merges.
+    is_known_model = model.get("type") == "BPE" and bool(model.get("merges"))
     for name, known in _PRE_TOKENIZERS.items():
-        if model.get("type") == "BPE" and rules == known and normalizers <= ({"NFC"} if name == "qwen2" else set()):
+        if is_known_model and rules == known and normalizers <= ({"NFC"} if name == "qwen2" else set()):
             return name
     raise ModelError(
         f"the tokenizer in {folder.name} cuts text by rules that macft cannot name for llama.cpp",

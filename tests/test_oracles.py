@@ -1,0 +1,134 @@
+"""What does not fit into CI: llama.cpp, transformers and peft themselves on what macft wrote."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from macft.chat.generate import answer_batch
+from macft.models.adapters import adapter_parameters, attach, load_adapter, read_adapter, write_adapter_files
+from macft.models.describe import describe
+from macft.models.export.gguf_adapter import write_gguf_adapter
+from macft.models.export.gguf_model import write_gguf
+from macft.models.fuse import prepare_fuse, write_fused
+from macft.models.load import load_model, load_tokenizer
+from macft.models.peft import WEIGHTS, save_peft_tensors, to_peft
+from macft.recipe import LoraTable
+from tests.conftest import REPOSITORY
+from tests.golden import ADAPTED_NAMES, load_case
+from tests.models.adapters import write_golden_adapter
+from tests.models.export.lent import lend_tokenizer
+from tests.oracles import ask
+
+pytestmark = pytest.mark.long
+PROMPTS, TOKENS = 10, 24
+IDS = [5, 80, 120, 7, 33, 101, 66, 2, 90, 41]
+
+
+def logits(folder: Path, adapter: Path | None = None) -> np.ndarray:
+    model, _ = load_model(folder)
+    if adapter:
+        load_adapter(model, adapter)
+    return np.array(model.eval()(mx.array([IDS]))[0])
+
+
+def write_peft(source: Path, out: Path) -> Path:
+    told, tensors = to_peft(*read_adapter(source))
+    out.mkdir()
+    save_peft_tensors(out / WEIGHTS, tensors)
+    (out / "adapter_config.json").write_text(json.dumps(told))
+    return out
+
+
+@pytest.mark.parametrize("case", ADAPTED_NAMES)
+def test_transformers_computes_the_same_with_a_fused_folder(case: str, tmp_path: Path) -> None:
+    base, adapter = load_case(case).folder, write_golden_adapter(tmp_path / "adapter", case)
+    (tmp_path / "out").mkdir()
+    write_fused(prepare_fuse(base, adapter), tmp_path / "out")
+    theirs = np.array(ask("hugging", {"model": str(tmp_path / "out"), "ids": IDS})["logits"])
+    assert np.abs(theirs - logits(base, adapter)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora"])
+def test_peft_computes_the_same_with_an_exported_adapter(kind: str, tmp_path: Path) -> None:
+    """To 1e-5 of the largest logit: these are near 10, and float32 differs by 1.4e-5 between the two."""
+    base, adapter = load_case("llama").folder, write_golden_adapter(tmp_path / "adapter", kind=kind)
+    there = write_peft(adapter, tmp_path / "peft")
+    theirs, ours = ask("hugging", {"model": str(base), "adapter": str(there), "ids": IDS}), logits(base, adapter)
+    assert np.abs(np.array(theirs["logits"]) - ours).max() < 1e-5 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("case", ["llama", "llama3_rope", "qwen2", "qwen3"])
+def test_llama_cpp_computes_the_same_for_each_family(case: str, tmp_path: Path) -> None:
+    """llama.cpp keeps keys and values in 16 bits, so its logits are near, and the likeliest token the same."""
+    base = tmp_path / "base"
+    base.mkdir()
+    write_fused(prepare_fuse(load_case(case).folder, None), base)
+    lend_tokenizer(base)
+    write_gguf(tmp_path / "model.gguf", base, kind="f32", name=case)
+    theirs = np.array(ask("llamacpp", {"model": str(tmp_path / "model.gguf"), "ids": IDS})["logits"])
+    ours = logits(base)
+    assert np.abs(theirs - ours).max() < 0.01 * np.abs(ours).max()
+    assert (theirs.argmax(axis=-1) == ours.argmax(axis=-1)).all()
+
+
+class Tuned:
+    """SmolLM2 with an adapter that plainly changes what it says."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base, self.adapter, self.folder = base, folder / "adapter", folder
+        model, _ = load_model(base)
+        config = attach(model, LoraTable(rank=8, alpha=16.0), kind="lora", seed=0)
+        for number, (name, value) in enumerate(sorted(adapter_parameters(model).items())):
+            if name.endswith("lora_b"):
+                fresh = 0.01 * mx.random.normal(value.shape, key=mx.random.key(number))
+                model.load_weights([(name, fresh)], strict=False)
+        self.adapter.mkdir()
+        write_adapter_files(self.adapter, adapter_parameters(model), config, {"base_model": "smollm2-135m"})
+        self.tokenizer: TokenizerWrapper = load_tokenizer(base)
+        self.tokenizer.eos_token_ids = set()  # each answer has all its tokens
+        self.texts = [self.render(text) for text in self.questions()]
+        self.prompts = [self.tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
+        self.greedy = self.answers(model)
+
+    def questions(self) -> list[str]:
+        lines = (REPOSITORY / "recipes" / "data" / "addresses" / "test.jsonl").read_text().splitlines()
+        return [json.loads(line)["messages"][0]["content"] for line in lines[:PROMPTS]]
+
+    def render(self, text: str) -> str:
+        turns = [{"role": "user", "content": text}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def answers(self, model: object) -> list[list[int]]:
+        found = answer_batch(model.eval(), self.tokenizer, self.prompts, max_tokens=TOKENS)
+        return [answer.token_ids for answer in found]
+
+
+@pytest.fixture(scope="module")
+def tuned(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    return Tuned(smollm2, tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_llama_cpp_says_the_same_with_a_fused_model(kind: str, tuned: Tuned, tmp_path: Path) -> None:
+    (tmp_path / "fused").mkdir()
+    write_fused(prepare_fuse(tuned.base, tuned.adapter), tmp_path / "fused")
+    write_gguf(tmp_path / "model.gguf", tmp_path / "fused", kind=kind, name="tuned")
+    asked = {"model": str(tmp_path / "model.gguf"), "prompts": tuned.prompts, "texts": tuned.texts}
+    answer = ask("llamacpp", {**asked, "max_tokens": TOKENS})
+    assert answer["tokens"] == tuned.prompts
+    assert answer["greedy"] == tuned.greedy
+
+
+@pytest.mark.real
+def test_llama_cpp_says_the_same_with_the_adapter_on_its_base(tuned: Tuned, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "base.gguf", tuned.base, kind="f32", name="base")
+    config, weights = read_adapter(tuned.adapter)
+    write_gguf_adapter(tmp_path / "lora.gguf", config, weights, describe(tuned.base), name="tuned")
+    asked = {"model": str(tmp_path / "base.gguf"), "prompts": tuned.prompts, "max_tokens": TOKENS}
+    assert ask("llamacpp", {**asked, "lora": str(tmp_path / "lora.gguf")})["greedy"] == tuned.greedy
+    assert ask("llamacpp", asked)["greedy"] != tuned.greedy
