@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
+from macft.launcher import Launched, read_launch
 from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
 from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
 from macft.plan import fit as fit_recipe
@@ -44,6 +45,7 @@ _CRASHES = {
     "Impacting Interactivity": ("macOS ended the GPU's work to keep the screen alive", f"{_SMALLER} Or switch it off."),
     "MemoryError": ("memory ran out", _SMALLER),
     "std::bad_alloc": ("memory ran out", _SMALLER),
+    "Timeout (0:": ("the other ranks of mlx.launch did not come", "Look at what they said."),
 }
 """What a dead process leaves in its log, and what it means."""
 
@@ -135,6 +137,33 @@ def start(path: Path) -> int:
     from macft.training.process import run_to_end
 
     return run_to_end(run)
+
+
+def other_rank() -> Launched | None:
+    """Return what `mlx.launch` said when this process shall compute for a run that rank 0 leads, else None."""
+    launched = read_launch()
+    return None if launched is None or launched.leads else launched
+
+
+def take_part(launched: Launched, recipe: Recipe | None = None, *, force: bool = False) -> None:
+    """Train in this process as a rank other than 0, which tells what happens.
+
+    Args:
+        launched: From `other_rank`.
+        recipe: What to do; None to go on with the run that rank 0 resumes.
+        force: Train even if the plan does not fit here.
+
+    Raises:
+        MacftError: Rank 0 is gone or was never met.
+    """
+    from macft.training.process import take_part as compute
+
+    def check(wanted: Recipe) -> None:
+        _check_inputs(wanted)
+        if not force and recipe:
+            _check_fit(wanted, home())
+
+    compute(launched, recipe, check)
 
 
 def follow(run: Run, offset: int = 0) -> Iterator[Event]:

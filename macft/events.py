@@ -85,6 +85,8 @@ class TrainingPlanned(Event):
     """Where logits are made: `supervised rows`, or `all rows` for a family that macft cannot split."""
     rows: str = "padded"
     """How rows lie in memory: `stream`, or `padded` and why."""
+    ranks: int = 1
+    """Processes that share each update's rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ LIGHT = [
     "macft.errors",
     "macft.events",
     "macft.gallery",
+    "macft.launcher",
     "macft.jobs.job",
     "macft.machine",
     "macft.macs",

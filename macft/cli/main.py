@@ -121,6 +121,9 @@ def train(
         force: Train even when the plan says that it does not fit.
     """
     wanted = read_recipe(recipe, model=model, data=data or [], settings=set_ or [])
+    if launched := api.other_rank():
+        api.take_part(launched, wanted, force=force)
+        return 0
     start = partial(api.launch, wanted, out=out, force=force)
     if detach:
         return _detached(start(), json=json)
@@ -146,6 +149,9 @@ def resume(
         quiet: Only the result and errors.
         detach: Return at once; the run goes on.
     """
+    if launched := api.other_rank():
+        api.take_part(launched)
+        return 0
     before = find_run(name, runs_folder())
     start = partial(api.resume, str(before.path))
     if detach:

@@ -267,7 +267,8 @@ def _plan(event: TrainingPlanned) -> str:
     rows = f"{event.train_rows:,} training and {event.valid_rows:,} validation rows"
     trained = f"{count(event.trainable_parameters)} of {count(event.parameters)} parameters ({share:.2%})"
     engine = f"{event.micro_batch_tokens:,} tokens a pass, {event.rows.partition(':')[0]}"
-    return f"{event.total_steps:,} steps · {rows} · {trained} · {engine} · {event.device}"
+    ranks = f" · {event.ranks} ranks" if event.ranks > 1 else ""
+    return f"{event.total_steps:,} steps · {rows} · {trained} · {engine} · {event.device}{ranks}"
 
 
 def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:

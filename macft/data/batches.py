@@ -180,6 +180,27 @@ class Order:
         return self._plan[place]
 
 
+def shard_rows(indices: Ints, lengths: Ints, shards: int) -> list[Ints]:
+    """Share an update's rows out: the longest first, each to the shard that has the fewest tokens so far.
+
+    Args:
+        indices: The update's rows.
+        lengths: Tokens of all rows [N].
+        shards: How many; with one, the rows stay as they are.
+
+    Returns:
+        A part of the indices a shard; some are empty when rows are fewer than shards.
+    """
+    if shards == 1:
+        return [indices]
+    loads, parts = np.zeros(shards, np.int64), [list[int]() for _ in range(shards)]
+    for index in indices[np.argsort(-lengths[indices], kind="stable")]:
+        lightest = int(loads.argmin())
+        parts[lightest].append(int(index))
+        loads[lightest] += lengths[index]
+    return [np.array(part, np.int64) for part in parts]
+
+
 def split_micro_batches(indices: Ints, lengths: Ints, *, tokens: int, rows: int) -> list[Ints]:
     """Cut an update's rows into micro-batches of similar lengths, longest first.
 

@@ -8,9 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from macft.data.batches import Rows, split_micro_batches
+from macft.data.batches import Rows, shard_rows, split_micro_batches
 from macft.errors import Stopped
 from macft.events import Metrics
+from macft.training.distributed import ALONE, Ranks
 from macft.training.objectives import Objective, evaluating, to_device
 
 
@@ -35,6 +36,7 @@ def evaluate(
     *,
     tokens: int,
     wants_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Return the mean loss over all rows, and the other metrics.
 
@@ -43,24 +45,28 @@ def evaluate(
         objective: What is summed.
         rows: The validation rows.
         tokens: Most tokens a forward pass; the result does not depend on it beyond rounding.
-        wants_stop: Asked before each pass.
+        wants_stop: Asked before each pass, as often on every rank.
+        ranks: Share the rows.
 
     Returns:
         None when it was stopped.
     """
-    parts = split_micro_batches(np.arange(len(rows)), rows.lengths, tokens=tokens, rows=len(rows))
+    own = shard_rows(np.arange(len(rows)), rows.lengths, ranks.size)[ranks.rank]
+    parts = split_micro_batches(own, rows.lengths, tokens=tokens, rows=max(1, len(own)))
+    passes = max(ranks.gather(len(parts)))
 
     def batches() -> Iterator[Any]:
-        for part in parts:
+        for number in range(passes):
             if wants_stop():
                 raise Stopped("stopped in an evaluation")
-            yield rows.batch(part)
+            if number < len(parts):
+                yield rows.batch(parts[number])
 
-    if not parts:
+    if not passes:
         return Evaluation(math.nan, 0.0, {})
     try:
         with evaluating(model):
-            survey = np.sum([objective.survey(model, batch) for batch in batches()], axis=0)
+            survey = ranks.add([objective.survey(model, batch) for batch in batches()])
             whole, loss, sums = mx.array(survey.astype(np.float32)), 0.0, dict[str, float]()
             for batch in batches():
                 found = objective.sums(model, to_device(batch), whole, mx.random.key(0))
@@ -69,4 +75,5 @@ def evaluate(
                 sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.metrics.items()}
     except Stopped:
         return None
+    loss, sums = float(ranks.add([[loss]])[0]), ranks.add_named(sums)
     return Evaluation(loss / survey[0], float(survey[0]), objective.metrics(sums, survey.tolist()))

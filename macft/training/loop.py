@@ -12,7 +12,7 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from macft.data.batches import Order, Rows, split_micro_batches
+from macft.data.batches import Order, Rows, shard_rows, split_micro_batches
 from macft.errors import RunError
 from macft.events import (
     CheckpointSaved,
@@ -28,6 +28,7 @@ from macft.events import (
 )
 from macft.recipe import BaseRecipe
 from macft.training.checkpoint import Checkpoints, Progress
+from macft.training.distributed import ALONE, Ranks
 from macft.training.evaluate import evaluate
 from macft.training.objectives import Objective
 from macft.training.optimizers import count_steps, learning_rate_at
@@ -57,6 +58,7 @@ class Job:
         micro_batch_tokens: Most tokens in one forward pass.
         requests: Asked once a step, and whether to stop, more often.
         sample: Answers the sample prompts at a step.
+        ranks: Those that train together; `requests` say the same to each.
     """
 
     recipe: BaseRecipe
@@ -70,6 +72,7 @@ class Job:
     checkpoints: Checkpoints
     requests: Requests
     sample: Callable[[int], Iterator[Sampled]]
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def train(job: Job, progress: Progress) -> Generator[Event, None, Ending]:
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.seed,
         compiled=job.compiled,
+        ranks=job.ranks,
     )
     job.model.train()
     ending = Ending(progress, "done")
@@ -159,16 +163,17 @@ def _is_due(recipe: BaseRecipe, progress: Progress, total_steps: int) -> bool:
 def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) -> Event:
     started = time.perf_counter()
     indices = order.rows_of(step)
-    parts = split_micro_batches(
-        indices, job.train_rows.lengths, tokens=job.micro_batch_tokens, rows=job.recipe.micro_batch_size or len(indices)
-    )
+    lengths = job.train_rows.lengths
+    own = shard_rows(indices, lengths, job.ranks.size)[job.ranks.rank]
+    most = job.recipe.micro_batch_size or len(indices)
+    parts = split_micro_batches(own, lengths, tokens=job.micro_batch_tokens, rows=most)
     outcome = updater(step, [job.train_rows.batch(part) for part in parts], rate)
     seconds = time.perf_counter() - started
     if not outcome.is_finite:
         rows = [job.train_rows.where[index] for index in indices]
         reason = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
         return StepSkipped(step=step, rows=rows, reason=reason)
-    tokens = int(job.train_rows.lengths[indices].sum())
+    tokens = int(lengths[indices].sum())
     metrics: Metrics = {
         "loss": outcome.loss,
         **outcome.metrics,
@@ -190,7 +195,12 @@ def _look(job: Job, progress: Progress) -> Generator[Event, None, Progress]:
     if len(job.valid_rows):
         started = time.perf_counter()
         scored = evaluate(
-            job.model, job.objective, job.valid_rows, tokens=job.micro_batch_tokens, wants_stop=job.requests.wants_stop
+            job.model,
+            job.objective,
+            job.valid_rows,
+            tokens=job.micro_batch_tokens,
+            wants_stop=job.requests.wants_stop,
+            ranks=job.ranks,
         )
         if scored is None:
             return progress
@@ -227,9 +237,9 @@ def _obey(job: Job, step: int) -> Generator[Event, None, str]:
 
 
 def _save(job: Job, progress: Progress) -> Event:
-    """Write a checkpoint; a full disk is a warning, since the last checkpoint stands and training can go on."""
+    """Let rank 0 write a checkpoint; a full disk is a warning: the last one stands and training can go on."""
     try:
-        name = job.checkpoints.save(job.model, job.optimizer, progress)
+        name = job.checkpoints.save(job.model, job.optimizer, progress) if job.ranks.leads else ""
     except RunError as error:
         return Warned(step=progress.step, message=error.message, fix=error.fix)
     return CheckpointSaved(step=progress.step, name=name, is_best=progress.best_step == progress.step)

@@ -5,13 +5,25 @@ The rule: whatever happens, the last line of `events.jsonl` says how the run end
 
 import os
 import signal
+import sys
 import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from macft.errors import MacftError, Stopped
+from macft.errors import MacftError, RunCrashed, Stopped
 from macft.events import PhaseProgress, RunEnded
-from macft.recipe import load_recipe
+from macft.launcher import Launched, read_launch
+from macft.recipe import Recipe, dump_recipe, load_recipe
 from macft.run import Run
+
+if TYPE_CHECKING:
+    from macft.training.distributed import Ranks
+    from macft.training.link import Loss
 
 
 class Requests:
@@ -68,7 +80,10 @@ def run_to_end(run: Run) -> int:
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
             from macft.training.session import Session
 
-            ending = Session(load_recipe(run.path / "recipe.toml"), run, emit=run.append, requests=requests).run()
+            recipe = load_recipe(run.path / "recipe.toml")
+            with ExitStack() as stack:
+                meet = partial(_lead, run, recipe, stack)
+                ending = Session(recipe, run, emit=run.append, requests=requests, meet=meet).run()
         except Stopped as stop:
             run.append(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
             return 128 + (requests.signal_number or signal.SIGTERM)
@@ -93,6 +108,64 @@ def run_to_end(run: Run) -> int:
             )
         )
         return exit_code
+
+
+def take_part(launched: Launched, recipe: Recipe | None, check: Callable[[Recipe], None]) -> None:
+    """Compute as a rank other than 0: nothing is kept here, and rank 0 says how the run ended.
+
+    Args:
+        launched: What `mlx.launch` said.
+        recipe: What to do; None to do what rank 0 does, when it resumes a run.
+        check: Refuses a recipe that this machine cannot train.
+
+    Raises:
+        MacftError: Rank 0 is gone, or was never met: nobody else can say why this one ends.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.training.distributed import joined
+
+    met = False
+    try:
+        with TemporaryDirectory() as folder:
+            requests = Requests(run := Run.create(Path(folder) / "run", ""))
+            with joined(launched, partial(_leave, launched.rank)) as ranks:
+                met = True
+                _compute(run, ranks, requests, recipe, check)
+    except MacftError as error:
+        if not met or error.exit_code == RunCrashed.exit_code:
+            error.message = f"rank {launched.rank} ends: {error.message}"
+            raise
+
+
+def _compute(
+    run: Run, ranks: "Ranks", requests: Requests, recipe: Recipe | None, check: Callable[[Recipe], None]
+) -> None:
+    from macft.training.session import Session
+
+    of_leader = run.path / "recipe.toml"
+    of_leader.write_text(ranks.from_leader(""), encoding="utf-8")
+    recipe = recipe or load_recipe(of_leader)
+    check(recipe)
+    Session(recipe, run, emit=lambda _: None, requests=requests, meet=lambda: ranks).run()
+
+
+def _lead(run: Run, recipe: Recipe, stack: ExitStack) -> "Ranks":
+    """Meet the other ranks of an `mlx.launch`, if there are any, and tell them the recipe."""
+    from macft.training.distributed import joined
+
+    def end(loss: "Loss") -> None:
+        error = loss.to_error()
+        run.append(_ended(run, "failed", error, error.exit_code))
+        os._exit(error.exit_code)
+
+    ranks = stack.enter_context(joined(read_launch(), end))
+    ranks.from_leader(dump_recipe(recipe))
+    return ranks
+
+
+def _leave(rank: int, loss: "Loss") -> None:
+    print(f"macft: rank {rank} ends: {loss.to_error()}", file=sys.stderr, flush=True)
+    os._exit(loss.exit_code)
 
 
 def _ended(run: Run, status: str, error: MacftError, exit_code: int) -> RunEnded:

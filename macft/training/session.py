@@ -38,6 +38,7 @@ from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, 
 from macft.run import Run, find_adapter, write_atomic
 from macft.state import fold
 from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
+from macft.training.distributed import ALONE, Ranks, SharedRequests
 from macft.training.loop import Ending, Job, Requests, train
 from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
@@ -71,13 +72,17 @@ class Session:
         run: A locked run folder; training goes on from its last checkpoint if it has one.
         emit: Told everything that happens.
         requests: Asked often: what the user wants done since the last call.
+        meet: Brings the ranks together that train this run, once it is known that it can go on.
 
     Raises:
         MacftError: Data, model or recipe make it impossible; nothing was trained.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, *, emit: Emit, requests: Requests) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Run, *, emit: Emit, requests: Requests, meet: Callable[[], Ranks] = lambda: ALONE
+    ) -> None:
         self.recipe, self.run_folder, self.emit, self.requests = recipe, run, emit, requests
+        self.meet, self.ranks = meet, ALONE
         self.folder = resolve(recipe.model, home())
         self.facts = describe(self.folder)
         self.checkpoints = Checkpoints(run.checkpoints, keep=recipe.checkpoint.keep, world={})
@@ -89,10 +94,12 @@ class Session:
             self.emit(Warned(message=f"checkpoint {named} is damaged", fix=f"Going on from {latest or 'the start'}."))
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
         self._refuse_untrainable()
+        self.ranks = self.meet()
         self.tokenizer = load_tokenizer(self.folder)
         self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
         data = self._prepare()
         self.checkpoints.world = self._world(data)
+        self._require_same_world()
         if latest is not None:
             self.checkpoints.check_world(latest)
         planned = self._make_plan(data)
@@ -101,12 +108,11 @@ class Session:
             mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
         job = self._make_job(model, data, planned)
-        progress = Progress()
-        if latest is not None:
-            job.optimizer.init(model.trainable_parameters())
-            progress = self.checkpoints.load(latest, model, job.optimizer)
+        progress = self._take_up(latest, job)
         self.emit(self._planned(job))
         ending = self._drive(train(job, progress))
+        if not self.ranks.leads:
+            return ending
         if (step := ending.progress.step) > 0:
             if (best := self.checkpoints.name_of(BEST)) is not None:
                 step = self.checkpoints.load(best, model).step
@@ -188,9 +194,23 @@ class Session:
             micro_batch_tokens=tokens,
             compiled=recipe.compile,
             checkpoints=self.checkpoints,
-            requests=self.requests,
-            sample=self._sampler(model, data),
+            requests=SharedRequests(self.requests, self.ranks),
+            sample=self._sampler(model, data) if self.ranks.leads else lambda _: iter(()),
+            ranks=self.ranks,
         )
+
+    def _take_up(self, latest: str | None, job: Job) -> Progress:
+        """Return where training stands, with rank 0's weights and optimizer state in place on every rank."""
+        progress = Progress()
+        if resumed := self.ranks.from_leader(latest is not None):
+            job.optimizer.init(job.model.trainable_parameters())
+        if latest is not None:
+            progress = self.checkpoints.load(latest, job.model, job.optimizer)
+        if self.ranks.size > 1:
+            job.model.update(self.ranks.copy_leader(job.model.trainable_parameters()))
+            if resumed:
+                job.optimizer.state = self.ranks.copy_leader(job.optimizer.state)
+        return Progress(**self.ranks.from_leader(asdict(progress)))
 
     def _refer(self, model: nn.Module, head: Head, stream: Stream, data: Prepared, tokens: int) -> tuple[Rows, Rows]:
         """Return the training and validation rows with what the reference says of them; the model is at its start."""
@@ -230,7 +250,9 @@ class Session:
         """Plan with the rows as they are, keep the plan in the run's folder, and say when it does not fit."""
         facts = describe_as_loaded(self.folder, quantize=self.recipe.quantize)
         made = plan(self.recipe, facts, data_facts(data), read_machine())
-        write_atomic(self.run_folder.path / "plan.json", json.dumps({"schema": 1, **asdict(made)}, indent=2).encode())
+        if self.ranks.leads:
+            plan_json = json.dumps({"schema": 1, **asdict(made)}, indent=2).encode()
+            write_atomic(self.run_folder.path / "plan.json", plan_json)
         if made.verdict == Verdict.DOES_NOT_FIT:
             error = refusal(made)
             self.emit(Warned(message=error.message, fix="It may run out of memory."))
@@ -249,14 +271,19 @@ class Session:
             "validation rows": data.valid.fingerprint,
         }
 
+    def _require_same_world(self) -> None:
+        """Refuse ranks that would train something else, or in another order of evaluations."""
+        facts = self.checkpoints.world | _versions() | {"evaluate": str(self.recipe.evaluate)}
+        del facts["start_from"]  # a path, which may differ; its weights come from rank 0
+        self.ranks.require_same(facts)
+
     def _started(self) -> RunStarted:
-        versions = {name: version(name) for name in ("macft", "mlx", "mlx-lm", "transformers")}
         return RunStarted(
             method=self.recipe.method,
             adapter=self.recipe.adapter,
             model=self.facts.name,
             quantize=self.recipe.quantize,
-            versions=versions,
+            versions=_versions(),
         )
 
     def _planned(self, job: Job) -> TrainingPlanned:
@@ -272,6 +299,7 @@ class Session:
             device="gpu" if mx.default_device() == mx.gpu else "cpu",
             head="supervised rows" if head.projection else "all rows",
             rows="stream" if stream.layers else f"padded: {stream.why_not}",
+            ranks=self.ranks.size,
         )
 
     def _drive(self, events: Generator[Event, None, Ending]) -> Ending:
@@ -297,6 +325,7 @@ class Session:
             if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
                 self.emit(PhaseProgress(name=phase, done=done, total=total))
                 told_at, told = time.monotonic(), done
+            self.ranks.raise_if_lost()
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
 
@@ -326,3 +355,7 @@ class Session:
         base = load_model(self.folder, compute_dtype=self.recipe.compute_dtype)[0] if full else None
         limit, tell = self.recipe.evaluate.max_tokens, self._teller("answer")
         self.emit(score(model, base, self.tokenizer, data.test, max_tokens=limit, progress=tell))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("macft", "mlx", "mlx-lm", "transformers")}

@@ -17,7 +17,8 @@ from mlx.utils import tree_map
 from macft.data.batches import MicroBatch
 from macft.events import Metrics
 from macft.models.adapters import set_dropout_keys
-from macft.training.objectives import Objective, to_device
+from macft.training.distributed import ALONE, Ranks
+from macft.training.objectives import Objective, Sums, to_device
 from macft.training.optimizers import clip, global_norm
 from macft.training.packed import PackedOptimizer
 
@@ -48,6 +49,7 @@ class Updater:
         max_grad_norm: Global norm that gradients are clipped to; 0 for no clipping.
         seed: With the step, fixes all noise of the update.
         compiled: Whether to compile both halves with `mx.compile`.
+        ranks: Each makes the same update, from the sums of all.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Updater:
         max_grad_norm: float,
         seed: int,
         compiled: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.objective, self.optimizer, self.seed = model, objective, optimizer, seed
+        self.model, self.objective, self.optimizer, self.seed, self.ranks = model, objective, optimizer, seed, ranks
         optimizer.init(model.trainable_parameters())
         value_and_grad = nn.value_and_grad(model, partial(objective.sums, model))
 
@@ -87,24 +90,34 @@ class Updater:
         self._apply = wrap(apply, inputs=state, outputs=state)
 
     def __call__(self, step: int, batches: Sequence[MicroBatch], learning_rate: float) -> Outcome:
-        """Make the update of a step, or leave every weight as it is when something is not finite."""
-        keys = mx.random.split(mx.random.key((self.seed << 32) | step), 2 * len(batches))
-        surveys = [self.objective.survey(self.model, batch) for batch in batches]
-        survey = np.sum(surveys, axis=0)
+        """Make the update of a step, or leave every weight as it is when something is not finite.
+
+        Args:
+            step: 1 for the first.
+            batches: This rank's part of the update's rows; none when the update has fewer rows than there are ranks.
+            learning_rate: Of this update.
+        """
+        keys = mx.random.split(self.ranks.key(mx.random.key((self.seed << 32) | step)), 2 * max(1, len(batches)))
+        survey = self.ranks.add([self.objective.survey(self.model, batch) for batch in batches])
         whole = mx.array(survey.astype(np.float32))
         sums: Any = None
         for number, batch in enumerate(batches):
             set_dropout_keys(self.model, keys[2 * number])
             sums = self._accumulate(to_device(batch), whole, keys[2 * number + 1], sums)
             mx.eval(sums)
+        if sums is None:
+            nothing = map(mx.zeros_like, self.optimizer.pack(self.model.trainable_parameters()))
+            sums = Sums(mx.array(0.0), {}), list(nothing)
         summed, gradients = sums
-        loss, norm, gradients = self._measure(summed.loss, gradients, whole[0])
-        mx.eval(loss, norm, gradients)
-        watched = {name: float(value) for name, value in summed.metrics.items()}
+        total, gradients = self.ranks.all_sum((summed.loss, gradients))
+        total, norm, gradients = self._measure(total, gradients, whole[0])
+        mx.eval(total, norm, gradients)
+        loss, grad_norm = self.ranks.from_leader((total.item(), norm.item()))
+        watched = self.ranks.add_named({name: float(value) for name, value in summed.metrics.items()})
         outcome = Outcome(
-            loss.item(),
-            norm.item(),
-            math.isfinite(loss.item()) and math.isfinite(norm.item()),
+            loss,
+            grad_norm,
+            math.isfinite(loss) and math.isfinite(grad_norm),
             self.objective.metrics(watched, survey.tolist()),
         )
         if outcome.is_finite:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from macft.data.batches import Order, make_batch, plan_epoch, split_micro_batches
+from macft.data.batches import Order, make_batch, plan_epoch, shard_rows, split_micro_batches
 
 
 class Rows:
@@ -90,3 +90,24 @@ def test_the_first_token_of_a_row_is_never_a_target() -> None:
     rows.row = lambda index: (np.arange(4) + 4 * index, np.ones(4, np.bool_))  # type: ignore[method-assign]
     batch = make_batch(rows, np.array([0, 1]))
     assert batch.targets[batch.weight > 0].tolist() == [1, 2, 3, 5, 6, 7]
+
+
+def test_rows_are_shared_out_by_their_tokens() -> None:
+    lengths = np.array([100, 7, 8, 60, 50, 9, 1])
+    shards = shard_rows(np.arange(7), lengths, 2)
+    assert [shard.tolist() for shard in shards] == [[0, 5, 2, 6], [3, 4, 1]]
+    assert [int(lengths[shard].sum()) for shard in shards] == [118, 117]
+
+
+def test_every_row_is_in_one_shard_and_none_is_needed() -> None:
+    lengths = np.arange(1, 50)
+    for rows in (1, 2, 5, 49):
+        shards = shard_rows(np.arange(rows), lengths, 4)
+        assert sorted(np.concatenate(shards).tolist()) == list(range(rows))
+        loads = [int(lengths[shard].sum()) for shard in shards]
+        assert max(loads) - min(loads) <= lengths[rows - 1]
+
+
+def test_one_shard_keeps_the_order() -> None:
+    indices = np.array([4, 2, 9])
+    assert shard_rows(indices, np.arange(10), 1)[0] is indices
