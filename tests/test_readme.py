@@ -31,7 +31,8 @@ TEXT = README.read_text(encoding="utf-8")
 KINDS = [ChatExample, ChatExample, CompletionExample, CompletionExample, TextExample]
 """What the README's rows are, in its order."""
 SHORT = ["steps=2", "batch_size=2", "evaluate.samples=0", "evaluate.test_rows=2", "evaluate.max_tokens=4"]
-"""What a command that trains is cut down to."""
+SHORT += ["learning_rate=0.01"]
+"""What a command that trains is cut down to; what two steps change must show above the rounding of bf16."""
 NOWHERE = "http://127.0.0.1:9"
 
 

@@ -1,7 +1,7 @@
 """Make PEFT adapters on the tiny llama, and what transformers and peft compute with them.
 
-Made with Python 3.11, torch 2.13.0 (CPU, one thread), transformers 5.24.0, peft 0.21.2 and numpy 2.4.6, in fp32 with
-eager attention. `README.md` beside this file says how to run it again.
+Made with Python 3.11, torch 2.13.0 (CPU, one thread), transformers 5.24.0, peft 0.21.2 and numpy 2.4.6, with eager
+attention; the adapters are fp32, the logits fp64. `README.md` beside this file says how to run it again.
 
 The rule: the folders are as `save_pretrained` wrote them, byte for byte, but for the version that it notes and the
 model card; the logits are of the base with the adapter on the first row of the case.
@@ -49,9 +49,10 @@ def main() -> None:
                     value.normal_(0.0, 0.1)
                 if "magnitude" in key:
                     value.mul_(1.0 + 0.1 * torch.randn_like(value))
-            logits[name] = model.eval()(torch.tensor(ids)).logits[0].numpy()
         folder = HERE / "peft" / name
         model.save_pretrained(folder)
+        with torch.no_grad():  # In float64, so that a comparison shows the rounding of the other side alone.
+            logits[name] = model.double().eval()(torch.tensor(ids)).logits[0].numpy()
         (folder / "README.md").unlink()
         config = folder / "adapter_config.json"
         told = {**json.loads(config.read_text()), "base_model_name_or_path": "llama"}
