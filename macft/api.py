@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
     from macft.chat.session import ChatSession
+    from macft.data.hygiene.clean import Cleaned
+    from macft.data.hygiene.findings import HygieneReport
     from macft.data.inspect import RowView
     from macft.data.report import DataReport
     from macft.models.describe import ModelFacts
@@ -308,6 +310,76 @@ def check_data(
         vocab_size=facts.vocab_size,
         progress=progress,
     ).report
+
+
+def check_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "HygieneReport":
+    """Look for what is wrong with rows as text; nothing is tokenized.
+
+    Args:
+        files: Files or folders that are trained on; `-` is JSONL on standard input.
+        held_out: Files or folders that are not.
+        columns: Maps macft's column names to the user's.
+        near: Compare rows for being nearly the same.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read. Rows that cannot be understood are findings.
+    """
+    from macft.data.hygiene.check import check_rows as check
+
+    return check(files, held_out, columns=columns, near=near, progress=progress)
+
+
+def clean_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    out: Path,
+    log: Path | None = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "Cleaned":
+    """Write a new file of the rows that have nothing wrong with them, and a log of those that have.
+
+    Args:
+        files: Files or folders; they stay as they are.
+        held_out: Rows that must not be trained on; what asks the same is left out.
+        out: The new file, JSONL.
+        log: Where each row left out gets a line; beside `out` when left out.
+        keep: Kinds of finding whose rows are kept.
+        only: Kinds of finding whose rows are left out, and no others.
+        near: Leave out rows that are nearly the same as others.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read, nothing would be left, or `out` is among the files.
+        RecipeError: A kind is none.
+    """
+    from macft.data.hygiene.clean import check_target, choose_kinds
+    from macft.data.hygiene.clean import clean_rows as clean
+
+    log = log or out.with_name(f"{out.stem}.removed.jsonl")
+    kinds = choose_kinds(keep, only)
+    for target in (out, log):
+        check_target([*files, *held_out], target)
+    report = check_rows(files, held_out, near=near, progress=progress)
+    return clean(files, report, kinds, out=out, log=log)
+
+
+def advise(report: "HygieneReport", goal: str = "") -> list[str]:
+    """Say in plain words what rows and a goal speak for: prompting or tuning, which model and which method."""
+    from macft.data.hygiene.advice import advise as say
+
+    return say(report, goal)
 
 
 def show_row(data: DataTable, number: int, *, model: str, method: str | None = None) -> "RowView":
