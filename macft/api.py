@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from macft.data.hygiene.clean import Cleaned
     from macft.data.hygiene.findings import HygieneReport
     from macft.data.inspect import RowView
+    from macft.data.mixture import Mixed
     from macft.data.report import DataReport
+    from macft.data.split import Split
     from macft.models.describe import ModelFacts
     from macft.serve import Served
 
@@ -364,8 +366,9 @@ def clean_rows(
         DataError: There is nothing to read, nothing would be left, or `out` is among the files.
         RecipeError: A kind is none.
     """
-    from macft.data.hygiene.clean import check_target, choose_kinds
+    from macft.data.hygiene.clean import choose_kinds
     from macft.data.hygiene.clean import clean_rows as clean
+    from macft.data.writing import check_target
 
     log = log or out.with_name(f"{out.stem}.removed.jsonl")
     kinds = choose_kinds(keep, only)
@@ -373,6 +376,35 @@ def clean_rows(
         check_target([*files, *held_out], target)
     report = check_rows(files, held_out, near=near, progress=progress)
     return clean(files, report, kinds, out=out, log=log)
+
+
+def split_rows(
+    files: Sequence[str], *, out: Path, valid: float = 0.05, test: float = 0.0, group: str = "", seed: int = 0
+) -> "Split":
+    """Write train, valid and test rows into a folder, by a hash of the prompt or by group.
+
+    Raises:
+        RecipeError: The shares leave nothing to train on.
+        DataError: A row cannot be understood or has no group, or `out` is among the files.
+    """
+    from macft.data.split import split_rows as split
+
+    return split(files, out=out, valid=valid, test=test, group=group, seed=seed)
+
+
+def mix_rows(
+    parts: Sequence[str], *, out: Path, rows: int | None = None, repeat: bool = False, seed: int = 0
+) -> "Mixed":
+    """Write one file of several, `FILE:WEIGHT:CAP` each, in which each has the share of its weight.
+
+    Raises:
+        RecipeError: A part or its weight makes no sense.
+        DataError: A row cannot be read, a part has too few rows, or `out` is among the parts.
+    """
+    from macft.data.mixture import mix_rows as mix
+    from macft.data.mixture import parse_part
+
+    return mix([parse_part(part) for part in parts], out=out, rows=rows, repeat=repeat, seed=seed)
 
 
 def advise(report: "HygieneReport", goal: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from cyclopts.validators import Number
 
 from macft import api
 from macft.cli import tables
-from macft.cli.arguments import AsJson, Files, Method, Strings, TrainOn, choose_model, read_data_table
+from macft.cli.arguments import AsJson, Files, Method, Positive, Strings, TrainOn, choose_model, read_data_table
 from macft.cli.prepare import data, show_progress
 from macft.cli.render import narrate
 from macft.errors import DataError, Problem
@@ -119,6 +119,70 @@ def clean_data(
     print(done.out)
     left_out = ", ".join(f"{rows:,} {kind}" for kind, rows in done.removed.items()) or "nothing"
     narrate(f"kept {done.kept:,} rows; left out: {left_out}; each is named in {done.log}")
+
+
+@data.command(name="split")
+def split_data(
+    files: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    out: Path,
+    valid: float = 0.05,
+    test: float = 0.0,
+    group: str = "",
+    seed: int = 0,
+    json: AsJson = False,
+) -> None:
+    """Write train, valid and test rows into a folder that a recipe can name; a row's part never moves.
+
+    Args:
+        files: Files or folders of rows; they are not changed.
+        out: The folder.
+        valid: Share held out for evaluation; 0.05 when left out.
+        test: Share held out for the end; none when left out.
+        group: The column whose rows stay together, like customer or metadata.customer; rows with one prompt always do.
+        seed: Another number is another split.
+        json: Print JSON.
+    """
+    done = api.split_rows(read_data_table(files).train, out=out, valid=valid, test=test, group=group, seed=seed)
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(out)
+    parts = ", ".join(f"{rows:,} {part}" for part, rows in done.rows.items())
+    narrate(f"{parts}; {done.groups:,} {'groups' if group else 'prompts'}, none on two sides")
+    for part in (part for part, rows in done.rows.items() if not rows):
+        narrate(f"▲ {part} is empty: its share is too small for so few {'groups' if group else 'prompts'}")
+
+
+@data.command(name="mix")
+def mix_data(
+    parts: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    out: Path,
+    rows: Positive | None = None,
+    repeat: bool = False,
+    seed: int = 0,
+    json: AsJson = False,
+) -> None:
+    """Write one shuffled file of several, each with the share of its weight.
+
+    Args:
+        parts: FILE, FILE:WEIGHT or FILE:WEIGHT:CAP; a cap is the most rows that are taken of a file.
+        out: The new file, JSONL.
+        rows: Rows of the mixture; as many as there are without taking any twice when left out.
+        repeat: Take rows again where a file has too few.
+        seed: Another number takes other rows, in another order.
+        json: Print JSON.
+    """
+    done = api.mix_rows(parts, out=out, rows=rows, repeat=repeat, seed=seed)
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(done.out)
+    shares = ", ".join(f"{part['rows']:,} of {part['available']:,} from {part['path']}" for part in done.parts)
+    narrate(f"{done.rows:,} rows: {shares}")
 
 
 def hygiene_lines(report: "HygieneReport") -> list[str]:

@@ -22,6 +22,8 @@ COMMANDS = [
     ["runs", "rm"],
     ["data", "check"],
     ["data", "clean"],
+    ["data", "split"],
+    ["data", "mix"],
     ["data", "show"],
     ["recipes"],
     ["recipes", "list"],

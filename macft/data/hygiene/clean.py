@@ -4,17 +4,13 @@ The rule: nothing is changed in place, and nothing goes missing without a line i
 was written, byte for byte, when it comes from JSONL.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from macft.data.hygiene.findings import KINDS, LEAKS, Finding, HygieneReport
-from macft.data.sources import STDIN, list_files, read_rows
-from macft.data.writing import write_rows
+from macft.data.writing import dump_row, read_lines, write_rows
 from macft.errors import DataError, Problem, RecipeError
-
-_RAW = {".jsonl", ".ndjson"}
 
 
 class Cleaned(NamedTuple):
@@ -54,11 +50,11 @@ def clean_rows(files: Sequence[str], report: HygieneReport, kinds: Collection[st
         files: What the report is about; rows from standard input cannot be read twice.
         report: What the checks found.
         kinds: Findings whose rows are left out.
-        out: The new file, JSONL; overwritten only when it is none of `files`.
+        out: The new file, JSONL; none of `files`.
         log: Gets an object for each row left out: `where`, `line`, `file` and its `reasons`.
 
     Raises:
-        DataError: Rows come from standard input, `out` is one of the files, or no row is left.
+        DataError: No row is left.
     """
     reasons = _gather_reasons(report, kinds)
     if not report.trained - len(reasons):
@@ -69,21 +65,6 @@ def clean_rows(files: Sequence[str], report: HygieneReport, kinds: Collection[st
     kept = write_rows(out, _kept_lines(files, reasons.keys()))
     firsts = [found[0].kind for found in reasons.values()]
     return Cleaned(out, log, kept, {kind: firsts.count(kind) for kind in KINDS if kind in firsts})
-
-
-def check_target(files: Sequence[str], out: Path) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        DataError: `out` is one of the files or in a folder of them, or rows come from standard input.
-    """
-    if STDIN in files:
-        raise DataError([Problem("-", "can only be read once")], fix="Save the rows to a file and name that.")
-    for name in files:
-        if out.resolve() == Path(name).resolve() or Path(name).resolve() in out.resolve().parents:
-            raise DataError(
-                [Problem(str(out), "is among what is read, which is never changed")], fix="Name another --out."
-            )
 
 
 def _gather_reasons(report: HygieneReport, kinds: Collection[str]) -> dict[tuple[str, int], list[Finding]]:
@@ -104,25 +85,6 @@ def _log_line(found: Sequence[Finding]) -> bytes:
 
 
 def _kept_lines(files: Sequence[str], removed: Collection[tuple[str, int]]) -> Iterator[bytes]:
-    for path in list_files(files):
-        raw, problems = _number_lines(path), list[Problem]()
-        for number, row in enumerate(read_rows([str(path)], problems), start=1):
-            if (row.file, number) in removed:
-                continue
-            yield next(line for at, line in raw if at == row.line) if is_raw(path) else dump_row(row.value)
-
-
-def is_raw(path: Path) -> bool:
-    """Tell whether each row of a file is a line of it."""
-    return path.suffix.lower() in _RAW
-
-
-def dump_row(value: Mapping[str, Any]) -> bytes:
-    """Return an object as a line of JSONL."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
-
-
-def _number_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield number, line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
+    for row, number, line in read_lines(files, []):
+        if (row.file, number) not in removed:
+            yield line
