@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
+    from macft.chat.panes import Sampling
+    from macft.chat.replay import Replayed
     from macft.chat.session import ChatSession
     from macft.data.hygiene.clean import Cleaned
     from macft.data.hygiene.findings import HygieneReport
@@ -576,6 +578,40 @@ def compare(names: Sequence[str], *, base: bool = True, model: str | None = None
     return open_voices(sources, read_machine(), template=template)
 
 
+def replay(
+    model: str,
+    prompts: str,
+    *,
+    out: Path,
+    sampling: "Sampling",
+    progress: Callable[[int, int], None] | None = None,
+) -> "Replayed":
+    """Write a base model's own answers to prompts as rows, to rehearse on.
+
+    Args:
+        model: A model; of a run or an adapter, the base that it was tuned from.
+        prompts: A file with a prompt a line, or rows.
+        out: The new file, JSONL.
+        sampling: How tokens are chosen.
+        progress: Called with answers done and prompts in all.
+
+    Raises:
+        DataError: The prompts cannot be read, or no answer is whole.
+        MacftError: The model is not here, or cannot be loaded.
+    """
+    from macft.chat.replay import replay as answer
+    from macft.data.prompts import read_prompts
+    from macft.data.writing import check_target
+
+    check_target([] if prompts == "-" else [prompts], out)
+    asked = [prompt.turns for prompt in read_prompts(prompts)]
+    voices = compare([model])
+    try:
+        return answer(voices, asked, sampling, out=out, progress=progress)
+    finally:
+        voices.close()
+
+
 def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
     """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
 
@@ -653,7 +689,8 @@ def _check_fit(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
+    data = recipe.data
+    named = [path for path in (*data.train, *data.valid, *data.test, *data.general) if path != "-"]
     if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
         raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
 

@@ -12,8 +12,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from macft import api
+from macft.chat.panes import Sampling
 from macft.cli import tables
-from macft.cli.arguments import AsJson, Files, Method, Positive, Strings, TrainOn, choose_model, read_data_table
+from macft.cli.arguments import STDIN, AsJson, Files, Method, Positive, Strings, TrainOn, choose_model, read_data_table
+from macft.cli.compare import Sampled
 from macft.cli.prepare import data, show_progress
 from macft.cli.render import narrate
 from macft.errors import DataError, Problem
@@ -183,6 +185,38 @@ def mix_data(
     print(done.out)
     shares = ", ".join(f"{part['rows']:,} of {part['available']:,} from {part['path']}" for part in done.parts)
     narrate(f"{done.rows:,} rows: {shares}")
+
+
+@data.command(name="replay")
+def replay_data(
+    model: str,
+    /,
+    *,
+    prompts: str,
+    out: Path,
+    sampling: Sampled = Sampling(),  # noqa: B008 — frozen
+    json: AsJson = False,
+    plain: bool = False,
+) -> None:
+    """Write the base model's own answers as rows, for data.general: rehearsing them keeps what it knows.
+
+    Args:
+        model: A model; of a run or an adapter, its base.
+        prompts: A file with a prompt a line, or rows; - reads stdin.
+        out: The new file, JSONL.
+        json: Print JSON.
+        plain: Lines instead of bars.
+    """
+    sampling.check()
+    asked = "-" if prompts == STDIN else prompts
+    with show_progress(plain=plain) as tell:
+        done = api.replay(model, asked, out=out, sampling=sampling, progress=partial(tell, "answering prompts"))
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(done.out)
+    left_out = f"; left out: {done.cut:,} cut at {sampling.max_tokens} tokens, {done.empty:,} empty"
+    narrate(f"{done.rows:,} rows{left_out if done.cut or done.empty else ''}")
 
 
 def hygiene_lines(report: "HygieneReport") -> list[str]:

@@ -24,6 +24,7 @@ COMMANDS = [
     ["data", "clean"],
     ["data", "split"],
     ["data", "mix"],
+    ["data", "replay"],
     ["data", "show"],
     ["recipes"],
     ["recipes", "list"],
