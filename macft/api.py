@@ -22,7 +22,7 @@ from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
 from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
-from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
+from macft.run import Run, find_adapter, find_run, list_runs, make_run_path, write_atomic
 from macft.state import RunState
 
 if TYPE_CHECKING:
@@ -209,6 +209,26 @@ def summarize_runs() -> list[RunSummary]:
     """Return all runs, live ones first, then the newest."""
     rows = [RunSummary(run, state := run.state(), run.status(state)) for run in list_runs(runs_folder())]
     return sorted(rows, key=lambda row: row.status not in {"preparing", "running", "paused"})
+
+
+def report(names: Sequence[str], out: Path | None = None) -> Path:
+    """Write a page of one run, or of two over each other, and return where it is: into the first run's folder.
+
+    Raises:
+        RunError: There is no such run, or it only fuses or exports; or the page cannot be written.
+    """
+    from macft.measure.run_report import Reported, write_report
+
+    runs = [find_run(name, runs_folder()) for name in names]
+    for run in runs:
+        if run.is_job:
+            raise RunError(f"{run.name} trained nothing", fix="`macft runs` lists the runs.")
+    page = out or runs[0].path / "report.html"
+    try:
+        write_atomic(page, write_report([Reported.read(run) for run in runs]).encode())
+    except OSError as error:
+        raise RunError(f"{page} cannot be written ({error.strerror})", fix="Name another file with --out.") from None
+    return page
 
 
 def remove_run(name: str) -> Run:

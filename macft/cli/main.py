@@ -234,6 +234,25 @@ def remove_run(name: str, /, *, yes: bool = False) -> None:
     narrate(f"{api.remove_run(str(found.path)).name} is deleted")
 
 
+@app.command(group=RUNS)
+def report(name: str, other: str | None = None, /, *, out: Path | None = None, json: AsJson = False) -> None:
+    """Write a page of a run: curves, scores, samples, plan, and how to do it again; two runs over each other.
+
+    One HTML file that stands alone and fetches nothing. It shows the run's samples and paths, and is as private.
+
+    Args:
+        name: A run's name, a part of it, a path, or latest.
+        other: A second run, to be laid over the first.
+        out: The file; report.html in the first run's folder when left out.
+        json: Print JSON.
+    """
+    page = api.report([name, other] if other else [name], out.expanduser() if out else None)
+    if json:
+        tables.print_json({"report": str(page)})
+    else:
+        print(page)
+
+
 @app.command(group=USE)
 def chat(
     name: str,
