@@ -103,7 +103,7 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
     parameters = {"rank": lora.rank, "scale": update_scale(lora), "dropout": lora.dropout, "keys": keys}
     config = {"fine_tune_type": kind, "num_layers": count, "lora_parameters": parameters}
     mx.random.seed(seed)
-    _convert(model, config)
+    attach_layers(model, config)
     return config
 
 
@@ -136,7 +136,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
     is_full, from_peft = config["fine_tune_type"] == "full", not (folder / WEIGHTS).is_file()
     if from_peft:
         config["num_layers"] = peft.count_layers(weights, len(model.layers))
-    _convert(model, config)
+    attach_layers(model, config)
     expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
     if from_peft or "merge" in config["macft"]:  # these may leave out layers in between, which get an update of zero
         weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
@@ -355,7 +355,12 @@ def check_tensors(
         raise ModelError(f"{where} does not fit the model: {'; '.join(wrong[:3])}{more}")
 
 
-def _convert(model: nn.Module, config: dict[str, Any]) -> None:
+def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:
+    """Put fresh layers for an adapter on a model, as its configuration says; one of a full model changes nothing.
+
+    Raises:
+        ModelError: DoRA on a base whose bits it does not support.
+    """
     if config.get("fine_tune_type") == "full":
         return
     is_dora = config["fine_tune_type"] == "dora"
