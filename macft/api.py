@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
+    from macft.chat.panes import Turn
     from macft.chat.session import ChatSession
     from macft.data.inspect import RowView
     from macft.data.report import DataReport
@@ -492,6 +493,22 @@ def compare(names: Sequence[str], *, base: bool = True, model: str | None = None
     return open_voices(sources, read_machine(), template=template)
 
 
+def read_prompts(path: Path) -> "list[tuple[Turn, ...]]":
+    """Return what a file asks, a conversation a line or a row.
+
+    Raises:
+        DataError: With everything that cannot be understood, or because there is nothing.
+    """
+    from macft.data.prompts import read_prompts as read
+
+    return [prompt.turns for prompt in read(str(path.expanduser()))]
+
+
+def worker_command() -> list[str]:
+    """Return how to start the child that answers what needs MLX, for a program that loads none of it."""
+    return [sys.executable, "-P", "-m", "macft", "_worker"]
+
+
 def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
     """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
 
@@ -602,11 +619,14 @@ def _start_process(run: Run) -> None:
     _CHILDREN[run.path] = process
 
 
+def why_died(log: str) -> tuple[str, str] | None:
+    """Return what a dead process's last words mean, and what to do; None when they are nothing known."""
+    return next((said for sign, said in _CRASHES.items() if sign in log), None)
+
+
 def _crash(run: Run) -> MacftError:
     log = run.log.read_text(encoding="utf-8", errors="replace")[-4000:] if run.log.is_file() else ""
-    reason, fix = next(
-        (said for sign, said in _CRASHES.items() if sign in log), ("its process died", "Its log may say why.")
-    )
+    reason, fix = why_died(log) or ("its process died", "Its log may say why.")
     return RunCrashed(f"{run.name}: {reason} (log: {run.log})", fix=f"{fix} `macft resume {run.name}` goes on.")
 
 

@@ -5,7 +5,7 @@ else is a screen's.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,12 +15,14 @@ from textual.binding import BindingType
 from textual.command import CommandPalette
 from textual.worker import get_current_worker
 
+from macft import api
 from macft.machine import runs_folder
 from tui.actions import EVERYWHERE, bindings, read_keys
 from tui.draft import Draft
 from tui.follow import RunsWatcher
 from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
+from tui.screens.compare import CompareScreen
 from tui.screens.frame import StudioScreen
 from tui.screens.help import HelpScreen
 from tui.screens.home import HomeScreen
@@ -36,11 +38,15 @@ class Studio(App[None]):
     Args:
         runs: Where the runs are; left out, macft's own folder.
         now: The clock that ages are told from.
+        worker: Starts the child that loads models; left out, macft's own.
+        seed: Fixes who sits where in blind comparisons; left out, nobody can know it.
     """
 
     TITLE = "macft"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Any]] = {kind.NAME: kind for kind in (HomeScreen, ModelsScreen, TrainScreen, LiveScreen)}
+    MODES: ClassVar[dict[str, Any]] = {
+        kind.NAME: kind for kind in (HomeScreen, ModelsScreen, TrainScreen, LiveScreen, CompareScreen)
+    }
     DEFAULT_MODE = "home"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings(EVERYWHERE)]
     COMMANDS: ClassVar[set[Any]] = {StudioCommands}
@@ -49,9 +55,17 @@ class Studio(App[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 — declared by App
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
 
-    def __init__(self, runs: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        runs: Path | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        worker: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> None:
         super().__init__()
-        self.now = now
+        self.now, self.seed = now, seed
+        self.worker = worker or api.worker_command()
         self.runs_folder = runs or runs_folder()
         self.rows: tuple[RunRow, ...] = ()
         self.open_path: Path | None = None
@@ -107,11 +121,17 @@ class Studio(App[None]):
         if isinstance(self.screen, TrainScreen):
             self.screen.change(key, value)
 
-    def open_recipe(self, source: str) -> None:
-        """Show a recipe, or a run's, on Train."""
+    def open_draft(self, draft: Draft) -> None:
+        """Show a recipe on Train."""
         self.action_go("train")
         if isinstance(self.screen, TrainScreen):
-            self.screen.open_draft(Draft(source))
+            self.screen.open_draft(draft)
+
+    def compare(self, names: Sequence[str], *, base: bool) -> None:
+        """Load voices on Compare."""
+        self.action_go("compare")
+        if isinstance(self.screen, CompareScreen):
+            self.screen.open(names, base=base)
 
     def action_go(self, name: str) -> None:
         """Go to a screen."""

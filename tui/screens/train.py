@@ -48,18 +48,23 @@ class TrainScreen(StudioScreen):
 
     def compose_body(self) -> ComposeResult:
         """Put the form beside plan, purpose and command."""
-        options = [
-            (one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in list_gallery()
-        ]
         with Horizontal(id="train"):
             with Vertical(id="left"):
-                yield Select(options, value=FIRST_RECIPE, allow_blank=False, compact=True, id="recipe")
+                options = self._options()
+                yield Select(options, value=self.draft.source, allow_blank=False, compact=True, id="recipe")
                 yield Static(id="verdict", markup=False)
                 yield RecipeForm(id="form")
             with VerticalScroll(id="right", can_focus=False):
                 yield MemoryBar(id="memory", markup=False, classes="box")
                 yield Static(id="command", markup=False, classes="box")
                 yield Static(id="purpose", markup=False, classes="box")
+
+    def _options(self) -> list[tuple[str, str]]:
+        """Return the gallery, and the recipe that is open if that is another."""
+        gallery = list_gallery()
+        known = [(one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in gallery]
+        source = self.draft.source
+        return known if any(source == name for _, name in known) else [*known, (_shown_path(source), source)]
 
     def on_mount(self) -> None:
         """Title the boxes, and show the first recipe."""
@@ -83,6 +88,11 @@ class TrainScreen(StudioScreen):
 
     def _open(self, draft: Draft) -> None:
         self.draft = draft
+        chooser = self.query_one("#recipe", Select)
+        if chooser.value != draft.source:
+            with self.prevent(Select.Changed):
+                chooser.set_options(self._options())
+                chooser.value = draft.source
         method = str(draft.values().get("method", "sft"))
         self.query_one("#form", RecipeForm).show(draft, method, every_key=self.every_key)
         self.query_one("#purpose", Static).update(Content(self._purpose()))
@@ -200,3 +210,9 @@ class TrainScreen(StudioScreen):
     def key_escape(self) -> None:
         """Leave the field, so that letters are keys again."""
         self.set_focus(self.query_one("#recipe"))
+
+
+def _shown_path(source: str) -> str:
+    """Return a recipe's file, a run's by the run's name."""
+    path = Path(source)
+    return one_line(f"{path.parent.name}/{path.name}", SHOWN_PURPOSE)
