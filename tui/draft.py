@@ -13,10 +13,10 @@ from typing import Any
 import tomlkit
 
 from macft import api
+from macft.disk import write_atomic
 from macft.errors import RecipeError
 from macft.gallery import find_recipe
 from macft.recipe import Recipe
-from macft.run import write_atomic
 
 PLACES = {"data.train", "data.valid", "data.test"}
 """Keys whose values are paths; a person's paths are relative to where the studio was opened."""
