@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from macft.disk import PRIVATE_FILE, write_atomic
 from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
@@ -22,7 +23,7 @@ from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
 from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
-from macft.run import Run, find_adapter, find_run, list_runs, make_run_path, write_atomic
+from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
 
 if TYPE_CHECKING:
@@ -115,8 +116,16 @@ def launch(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> R
     return run
 
 
-def resume(name: str) -> Run:
-    """Start a stopped, crashed or failed run again from its last checkpoint."""
+def resume(name: str, *, accept_new_data: bool = False) -> Run:
+    """Start a stopped, crashed or failed run again from its last checkpoint.
+
+    Args:
+        name: The run.
+        accept_new_data: Go on although the rows have changed; what was best on the old ones no longer counts.
+
+    Raises:
+        RunError: It is running, done, or trains nothing.
+    """
     run = find_run(name, runs_folder())
     if run.is_live:
         raise RunError(f"{run.name} is running", fix=f"`macft attach {run.name}` follows it.")
@@ -124,11 +133,11 @@ def resume(name: str) -> Run:
         raise RunError(f"{run.name} trains nothing: it left nothing to go on from", fix="Start the command again.")
     if run.state().status == "done":
         raise RunError(f"{run.name} is done", fix="To train longer, start a new run with start_from set to it.")
-    _start_process(run)
+    _start_process(run, *(["--accept-new-data"] if accept_new_data else []))
     return run
 
 
-def start(path: Path) -> int:
+def start(path: Path, *, accept_new_data: bool = False) -> int:
     """Train a run, or do a job, in this process (`macft _run`); returns the exit code."""
     run = Run.open(path)
     if run.is_job:
@@ -137,7 +146,7 @@ def start(path: Path) -> int:
         return run_job(run)
     from macft.training.process import run_to_end
 
-    return run_to_end(run)
+    return run_to_end(run, accept_new_data=accept_new_data)
 
 
 def other_rank() -> Launched | None:
@@ -601,11 +610,11 @@ def _check_inputs(recipe: Recipe) -> None:
         raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")
 
 
-def _start_process(run: Run) -> None:
+def _start_process(run: Run, *options: str) -> None:
     before = run.last_event()
-    with run.log.open("ab") as log:
+    with os.fdopen(os.open(run.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, PRIVATE_FILE), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "macft", "_run", str(run.path)],  # -P: no code from the current folder
+            [sys.executable, "-P", "-m", "macft", "_run", str(run.path), *options],  # -P: no code of this folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -14,11 +14,10 @@ import tomlkit
 
 from macft import api
 from macft.chat.panes import Voice
+from macft.disk import write_atomic
 from macft.errors import RecipeError
 from macft.gallery import find_recipe
-from macft.recipe import Recipe
-from macft.run import write_atomic
-from tui.fields import to_toml
+from macft.recipe import Recipe, to_toml
 
 PLACES = {"data.train", "data.valid", "data.test"}
 """Keys whose values are paths; a person's paths are relative to where the studio was opened."""

@@ -135,6 +135,7 @@ def resume(
     name: str,
     /,
     *,
+    accept_new_data: bool = False,
     json: AsJson = False,
     plain: bool = False,
     quiet: bool = False,
@@ -144,6 +145,7 @@ def resume(
 
     Args:
         name: A run's name, a part of it, a path, or latest.
+        accept_new_data: Go on although the rows have changed since it was started.
         json: Print the run's events as they are written.
         plain: Lines instead of bars.
         quiet: Only the result and errors.
@@ -153,7 +155,7 @@ def resume(
         api.take_part(launched)
         return 0
     before = find_run(name, runs_folder())
-    start = partial(api.resume, str(before.path))
+    start = partial(api.resume, str(before.path), accept_new_data=accept_new_data)
     if detach:
         return _detached(start(), json=json)
     view = open_view(json=json, plain=plain, quiet=quiet)
@@ -309,13 +311,14 @@ def doctor(*, bundle: Path | None = None, json: AsJson = False) -> int:
 
 
 @app.command(name="_run", show=False)
-def run_training(path: Path, /) -> int:
+def run_training(path: Path, /, *, accept_new_data: bool = False) -> int:
     """Train a run in this process.
 
     Args:
         path: The run's folder.
+        accept_new_data: Go on although the rows have changed.
     """
-    return api.start(path)
+    return api.start(path, accept_new_data=accept_new_data)
 
 
 @app.command(name="_worker", show=False)

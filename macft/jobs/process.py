@@ -5,7 +5,7 @@ import traceback
 from macft.errors import MacftError, Stopped
 from macft.events import RunEnded
 from macft.jobs.job import load_job
-from macft.run import Run
+from macft.run import Journal, Run
 from macft.training.process import Requests
 
 
@@ -35,7 +35,7 @@ def run_job(run: Run) -> int:
             traceback.print_exc()
             fix = f"The details are in {run.log.name}; please report it."
             ended = _ended("failed", MacftError(f"{type(error).__name__}: {error}", fix=fix), 1)
-        run.append(ended)
+        Journal(run).end(ended)
         return ended.exit_code
 
 

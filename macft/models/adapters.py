@@ -22,8 +22,10 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from macft.disk import DISK, Bytes, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
+from macft.models.shards import tensor_chunks
 from macft.recipe import LoraTable
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -205,7 +207,12 @@ def adapter_hash(folder: Path) -> str:
 
 
 def write_adapter_files(
-    folder: Path, tensors: dict[str, mx.array], config: dict[str, Any], provenance: dict[str, Any]
+    folder: Path,
+    tensors: dict[str, mx.array],
+    config: dict[str, Any],
+    provenance: dict[str, Any],
+    *,
+    disk: Disk = DISK,
 ) -> None:
     """Write an adapter folder into `folder`, which exists.
 
@@ -217,6 +224,7 @@ def write_adapter_files(
         tensors: As `adapter_parameters` returns them.
         config: As `attach` or `load_adapter` returned it.
         provenance: What made it: base name and fingerprint, template hash, method, step. No absolute paths.
+        disk: What it is written through.
     """
     parameters = config["lora_parameters"]
     rank, scale = parameters["rank"], parameters["scale"]
@@ -225,7 +233,7 @@ def write_adapter_files(
     weights = {
         name: value * rest if name.endswith("lora_b") and rest != 1.0 else value for name, value in tensors.items()
     }
-    save_tensors(folder / WEIGHTS, weights)
+    save_tensors(folder / WEIGHTS, weights, disk)
     written = {
         **config,
         "lora_parameters": {**parameters, "scale": alpha / rank},
@@ -239,12 +247,20 @@ def write_adapter_files(
         "base_model_name_or_path": provenance.get("base_model", ""),
         "macft": provenance,
     }
-    (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
+    write_file(folder / CONFIG, [json.dumps(written, indent=2).encode()], disk)
 
 
-def save_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
-    """Write a safetensors file; equal tensors make equal files, whatever order they come in."""
-    mx.save_safetensors(str(path), dict(sorted(tensors.items())), metadata={"format": "mlx"})
+def save_tensors(path: Path, tensors: dict[str, mx.array], disk: Disk = DISK) -> str:
+    """Write a safetensors file to the disk and return its SHA-256; equal tensors make equal files."""
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[Bytes]:
+        for chunk in tensor_chunks(tensors):
+            digest.update(chunk)
+            yield chunk
+
+    write_file(path, hashed(), disk)
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, mx.array]:
@@ -335,9 +351,21 @@ def _casting(kind: Any) -> type[nn.Module]:
 
 
 def check_tensors(
-    found: dict[str, mx.array], expected: dict[str, mx.array], *, where: Path, complete: bool = True
+    found: dict[str, mx.array],
+    expected: dict[str, mx.array],
+    *,
+    where: Path,
+    complete: bool = True,
+    same_dtype: bool = False,
 ) -> None:
-    """Compare names, shapes and finiteness of loaded tensors with the model's.
+    """Compare names, shapes, types and finiteness of loaded tensors with the model's.
+
+    Args:
+        found: By name.
+        expected: The model's own.
+        where: The file, for the message.
+        complete: Whether all of the model's must be there.
+        same_dtype: Whether the types must be the model's; else it is enough that floating-point numbers stay such.
 
     Raises:
         ModelError: With the first three tensors that differ.
@@ -348,11 +376,17 @@ def check_tensors(
             wrong.append(f"{name} has no place in the model")
         elif value.shape != expected[name].shape:
             wrong.append(f"{name} has shape {value.shape}, the model's is {expected[name].shape}")
+        elif value.dtype != expected[name].dtype and (same_dtype or not mx.issubdtype(value.dtype, mx.floating)):
+            wrong.append(f"{name} has type {_named(value.dtype)}, the model's is {_named(expected[name].dtype)}")
         elif not mx.isfinite(value).all().item():
             wrong.append(f"{name} holds NaN or infinity")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(f"{where} does not fit the model: {'; '.join(wrong[:3])}{more}")
+
+
+def _named(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:

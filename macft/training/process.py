@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from macft.errors import MacftError, RunCrashed, Stopped
 from macft.events import PhaseProgress, RunEnded
 from macft.launcher import Launched, read_launch
 from macft.recipe import Recipe, dump_recipe, load_recipe
-from macft.run import Run
+from macft.run import Journal, Run
 
 if TYPE_CHECKING:
     from macft.training.distributed import Ranks
@@ -62,8 +62,12 @@ class Requests:
         self.signal_number = number
 
 
-def run_to_end(run: Run) -> int:
+def run_to_end(run: Run, *, accept_new_data: bool = False) -> int:
     """Train the run in this process, from its last checkpoint if it has one.
+
+    Args:
+        run: Its folder.
+        accept_new_data: Whether to go on although the rows are others.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped and saved, else the error's.
@@ -71,10 +75,11 @@ def run_to_end(run: Run) -> int:
     Raises:
         RunLocked: Another process trains it.
     """
+    os.umask(0o077)  # whatever training leaves behind may hold text of rows
     with run.lock():
-        requests = Requests(run)
+        requests, journal = Requests(run), Journal(run)
         if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
-            run.append(PhaseProgress(name="start"))
+            journal(PhaseProgress(name="start"))
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
@@ -82,23 +87,33 @@ def run_to_end(run: Run) -> int:
 
             recipe = load_recipe(run.path / "recipe.toml")
             with ExitStack() as stack:
-                meet = partial(_lead, run, recipe, stack)
-                ending = Session(recipe, run, emit=run.append, requests=requests, meet=meet).run()
+                session = Session(
+                    recipe,
+                    run,
+                    emit=journal,
+                    requests=requests,
+                    meet=partial(_lead, run, recipe, stack),
+                    accept_new_data=accept_new_data,
+                )
+                ending = session.run()
         except Stopped as stop:
-            run.append(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
+            journal.end(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
             return 128 + (requests.signal_number or signal.SIGTERM)
         except MacftError as error:
-            run.append(_ended(run, "failed", error, error.exit_code))
+            journal.end(_ended(run, "failed", error, error.exit_code))
             return error.exit_code
         except Exception as error:
-            traceback.print_exc()
+            with suppress(OSError):  # the log may lie on a full disk
+                traceback.print_exc()
             known = MacftError(
                 f"{type(error).__name__}: {error}", fix=f"The details are in {run.log.name}; please report it."
             )
-            run.append(_ended(run, "failed", known, 1))
+            if isinstance(error, OSError):
+                known = MacftError(f"{error.filename or run.path}: {error.strerror}", fix=_DISK)
+            journal.end(_ended(run, "failed", known, 1))
             return 1
         exit_code = {"done": 0, "failed": 1}.get(ending.status, 128 + (requests.signal_number or signal.SIGTERM))
-        run.append(
+        journal.end(
             RunEnded(
                 status=ending.status,
                 step=ending.progress.step,
@@ -175,4 +190,7 @@ def _ended(run: Run, status: str, error: MacftError, exit_code: int) -> RunEnded
 
 def _naming(run: Run, fix: str) -> str:
     """Return the fix as a command that can be typed: with the run's name, which only this process knows."""
-    return fix.replace("`macft resume`", f"`macft resume {run.name}`")
+    return fix.replace("`macft resume", f"`macft resume {run.name}")
+
+
+_DISK = "Free disk space or put the disk back, then `macft resume` goes on from the last checkpoint."
