@@ -4,7 +4,6 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -25,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from macft.disk import DISK, Bytes, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
+from macft.models.adapted import KeyedDropout, add_in_product
 from macft.models.shards import tensor_chunks
 from macft.recipe import LoraTable
 
@@ -57,26 +57,6 @@ class _AdapterConfig(BaseModel):
         if self.fine_tune_type != "full" and self.lora_parameters is None:
             raise ValueError("lora_parameters is missing")
         return self
-
-
-class KeyedDropout(nn.Module):
-    """Dropout that draws its mask from an explicit key.
-
-    With mlx-lm's own dropout a layer that is recomputed in the backward pass draws another mask, and its gradients are
-    wrong (FACTS.md: relative error 0.72 at 0.1). The same key gives the same mask.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.probability = probability
-        self._key = mx.random.key(0)  # leading underscore: state, but not a parameter
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Zero a share of the inputs and scale the rest up, in training only."""
-        if not self.training or self.probability == 0.0:
-            return x
-        kept = mx.random.bernoulli(1.0 - self.probability, x.shape, key=self._key)
-        return mx.where(kept, x / (1.0 - self.probability), 0.0).astype(x.dtype)
 
 
 def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[str, Any]:
@@ -311,45 +291,6 @@ def _inside(module: Any, trained_only: bool) -> Any:
     return module
 
 
-def set_dropout_keys(model: nn.Module, key: mx.array) -> None:
-    """Give every dropout its own key, derived from one."""
-    dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
-    for module, own in zip(dropouts, mx.random.split(key, max(1, len(dropouts))), strict=False):
-        module._key = own
-
-
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Change the dropout of every adapted layer."""
-    for module in model.modules():
-        if isinstance(module, KeyedDropout):
-            module.probability = probability
-
-
-def compute_in_model_dtype(model: nn.Module) -> None:
-    """Let LoRA's products be made in the type of what they multiply; its parameters stay float32.
-
-    mlx-lm multiplies with the float32 matrices themselves, so that a 16-bit model keeps its activations once more, in
-    float32. Gradients arrive in float32 either way, and so do all that stands on them: moments, checkpoints, results.
-    """
-    for module in model.modules():
-        if isinstance(module, LoRALinear | LoRASwitchLinear):
-            module.__class__ = _casting(cast(Any, type(module)))
-
-
-@functools.cache
-def _casting(kind: Any) -> type[nn.Module]:
-    def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
-        matrices = self.lora_a, self.lora_b
-        self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
-        try:
-            product: mx.array = kind.__call__(self, x, *indices, **named)
-            return product
-        finally:
-            self.lora_a, self.lora_b = matrices
-
-    return type(kind.__name__, (kind,), {"__call__": call})
-
-
 def check_tensors(
     found: dict[str, mx.array],
     expected: dict[str, mx.array],
@@ -405,6 +346,8 @@ def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, ADAPTED):
             module.dropout = KeyedDropout(config["lora_parameters"]["dropout"])
+        if type(module) is LoRALinear:
+            module.__class__ = add_in_product(cast(Any, LoRALinear))
     model.train(model.training)  # new layers are born in training mode
 
 
