@@ -21,9 +21,13 @@ def main() -> None:
         print(notice, file=sys.stderr)
     if opens_studio(sys.argv[1:], is_terminal=sys.stdin.isatty() and sys.stdout.isatty()):
         os.execv(sys.executable, [sys.executable, "-P", "-m", "tui"])
-    from macft.cli.main import run
+    try:
+        from macft.cli.main import run
 
-    raise SystemExit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before a command could hear it
+        code = 130
+    raise SystemExit(code)
 
 
 def opens_studio(arguments: Sequence[str], *, is_terminal: bool) -> bool:
