@@ -5,10 +5,9 @@ line's.
 """
 
 import os
+import signal
 import sys
 from collections.abc import MutableMapping, Sequence
-
-from macft.machine import reexec_with_openblas
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -16,18 +15,19 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 def main() -> None:
     """Run a command and exit with its code."""
+    # While modules load, Ctrl-C ends the process at once: an exception could be lost in an import, or print its frames.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from macft.machine import reexec_with_openblas
+
     prepare_environment(sys.argv[1:], os.environ)
     if notice := reexec_with_openblas([sys.executable, *sys.orig_argv[1:]], os.environ):
         print(notice, file=sys.stderr)
     if opens_studio(sys.argv[1:], is_terminal=sys.stdin.isatty() and sys.stdout.isatty()):
         os.execv(sys.executable, [sys.executable, "-P", "-m", "tui"])
-    try:
-        from macft.cli.main import run
+    from macft.cli.main import run
 
-        code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # before a command could hear it
-        code = 130
-    raise SystemExit(code)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise SystemExit(run(sys.argv[1:]))
 
 
 def opens_studio(arguments: Sequence[str], *, is_terminal: bool) -> bool:

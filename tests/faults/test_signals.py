@@ -158,7 +158,7 @@ def test_a_signal_does_what_it_should_whenever_it_comes(
     shown = at.shown.decode(errors="replace")
     assert termios.tcgetattr(at.slave) == at.settings
     assert shown.count("\x1b[?25l") <= shown.count("\x1b[?25h"), "the cursor stays hidden"
-    assert "Traceback" not in shown
+    assert moment == "started" or "Traceback" not in shown  # Python itself may not be up yet
     run = at.run
     if not (run.path / "events.jsonl").is_file():
         assert moment in EARLY
