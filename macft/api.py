@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from macft.disk import PRIVATE_FILE, write_atomic
-from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
+from macft.errors import DataError, DoesNotFit, ModelError, NeedsNetwork, Problem, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
+from macft.keeper import crashed
 from macft.launcher import Launched, read_launch
 from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
 from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
@@ -41,15 +42,6 @@ if TYPE_CHECKING:
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
 """Processes started here, kept so that they can be reaped when they end."""
-_SMALLER = "Resume with a smaller micro_batch_size or max_seq_length."
-_CRASHES = {
-    "Insufficient Memory": ("the GPU ran out of memory", _SMALLER),
-    "Impacting Interactivity": ("macOS ended the GPU's work to keep the screen alive", f"{_SMALLER} Or switch it off."),
-    "MemoryError": ("memory ran out", _SMALLER),
-    "std::bad_alloc": ("memory ran out", _SMALLER),
-    "Timeout (0:": ("the other ranks of mlx.launch did not come", "Look at what they said."),
-}
-"""What a dead process leaves in its log, and what it means."""
 
 
 class RunSummary(NamedTuple):
@@ -137,16 +129,22 @@ def resume(name: str, *, accept_new_data: bool = False) -> Run:
     return run
 
 
-def start(path: Path, *, accept_new_data: bool = False) -> int:
-    """Train a run, or do a job, in this process (`macft _run`); returns the exit code."""
+def start(path: Path, *, accept_new_data: bool = False, lock: int | None = None) -> int:
+    """Train a run, or do a job, in this process (`macft _run`); returns the exit code.
+
+    Args:
+        path: The run's folder.
+        accept_new_data: Go on although the rows have changed.
+        lock: The descriptor of the run's lock, when the keeper has taken it.
+    """
     run = Run.open(path)
     if run.is_job:
         from macft.jobs.process import run_job
 
-        return run_job(run)
+        return run_job(run, lock=lock)
     from macft.training.process import run_to_end
 
-    return run_to_end(run, accept_new_data=accept_new_data)
+    return run_to_end(run, accept_new_data=accept_new_data, lock=lock)
 
 
 def other_rank() -> Launched | None:
@@ -193,10 +191,9 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
         if not is_live:
             break
         time.sleep(POLL_SECONDS)
-    if child := _CHILDREN.pop(run.path, None):
-        child.wait()
+    code = child.wait() if (child := _CHILDREN.pop(run.path, None)) else None
     if not isinstance(last, RunEnded):
-        raise _crash(run)
+        raise crashed(run, code)
 
 
 def stop(name: str) -> Run:
@@ -614,7 +611,7 @@ def _start_process(run: Run, *options: str) -> None:
     before = run.last_event()
     with os.fdopen(os.open(run.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, PRIVATE_FILE), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "macft", "_run", str(run.path), *options],  # -P: no code of this folder
+            [sys.executable, "-P", "-m", "macft.keeper", str(run.path), *options],  # -P: no code of this folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -624,19 +621,9 @@ def _start_process(run: Run, *options: str) -> None:
     while not run.is_live and process.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 4)
     if process.poll() is not None and run.last_event() == before:
-        raise _crash(run)
+        raise crashed(run, process.returncode)
     _CHILDREN[run.path] = process
 
 
-def why_died(log: str) -> tuple[str, str] | None:
-    """Return what a dead process's last words mean, and what to do; None when they are nothing known."""
-    return next((said for sign, said in _CRASHES.items() if sign in log), None)
-
-
-def _crash(run: Run) -> MacftError:
-    log = run.log.read_text(encoding="utf-8", errors="replace")[-4000:] if run.log.is_file() else ""
-    reason, fix = why_died(log) or ("its process died", "Its log may say why.")
-    return RunCrashed(f"{run.name}: {reason} (log: {run.log})", fix=f"{fix} `macft resume {run.name}` goes on.")
-
-
 INTERRUPT, TERMINATE = int(signal.SIGINT), int(signal.SIGTERM)
+QUIT, HANG_UP = int(signal.SIGQUIT), int(signal.SIGHUP)

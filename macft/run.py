@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -102,24 +103,31 @@ class Run:
         return self.path / "train.log"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, shared: int | None = None) -> Iterator[int]:
         """Hold the run for writing; the kernel lets go when the process ends, however it ends.
+
+        Args:
+            shared: The descriptor of a lock that the process before this one holds and shares.
+
+        Yields:
+            The lock's descriptor, to be shared.
 
         Raises:
             RunLocked: Another process holds it.
         """
         try:
-            file = (self.path / "run.lock").open("r+b")
+            file = (self.path / "run.lock").open("r+b") if shared is None else os.fdopen(shared, "r+b")
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror})") from None
         with file:
-            if not _take(file.fileno()):
+            if shared is None and not _take(file.fileno()):
                 raise RunLocked(
                     f"{self.name} is being trained by another process",
                     fix=f"`macft attach {self.name}` follows it, `macft stop {self.name}` stops it.",
                 )
             try:
                 file.truncate(0)
+                file.seek(0)  # a lock that is shared shares its position, too
                 file.write(str(os.getpid()).encode())
                 file.flush()
                 self._end_torn_line()
@@ -129,7 +137,12 @@ class Run:
             except OSError as error:
                 fix = "Free disk space, or put the disk back."
                 raise RunError(f"{self.path} cannot be written ({error.strerror})", fix=fix) from None
-            yield
+            yield file.fileno()
+
+    def forget_process(self) -> None:
+        """Take away the number of a process that has ended, before the system gives it to another."""
+        with suppress(OSError):
+            (self.path / "run.lock").write_bytes(b"")
 
     @property
     def is_live(self) -> bool:
@@ -259,7 +272,7 @@ class Journal:
     """
 
     def __init__(self, run: Run) -> None:
-        self.run, self._waiting = run, bytearray()
+        self.run, self._waiting, self._is_torn = run, deque[bytes](), False
 
     @property
     def is_behind(self) -> bool:
@@ -268,8 +281,9 @@ class Journal:
 
     def __call__(self, event: Event) -> None:
         """Write an event, after those that wait."""
-        self._waiting += encode_event(event).encode() + b"\n"
-        self._write()
+        self._waiting.append(encode_event(event).encode() + b"\n")
+        with suppress(OSError):
+            self._write()
 
     def end(self, event: Event) -> None:
         """Write the last event of this life, without those that wait if there is no room for all."""
@@ -277,18 +291,21 @@ class Journal:
             self.run.disk.remove(self.run.path / RESERVE)
         self(event)
         if self.is_behind:
-            self._waiting = bytearray(b"\n" + encode_event(event).encode() + b"\n")
-            self._write()
+            self._waiting.clear()
+            self(event)
 
     def _write(self) -> None:
-        disk = self.run.disk
-        with suppress(OSError):
-            descriptor = disk.open(self.run.path / "events.jsonl", os.O_APPEND | os.O_WRONLY)
+        if self._waiting:
+            descriptor = self.run.disk.open(self.run.path / "events.jsonl", os.O_APPEND | os.O_WRONLY)
             try:
                 while self._waiting:
-                    del self._waiting[: disk.write(descriptor, bytes(self._waiting))]
+                    # What was refused may have left a part of itself behind: the line is ended and written anew.
+                    line, self._is_torn = b"\n" * self._is_torn + self._waiting[0], True
+                    write_all(descriptor, line, self.run.disk)
+                    self._is_torn = False
+                    self._waiting.popleft()
             finally:
-                disk.close(descriptor)
+                self.run.disk.close(descriptor)
 
 
 def make_run_path(runs: Path, *, method: str, model: str) -> Path:

@@ -311,14 +311,15 @@ def doctor(*, bundle: Path | None = None, json: AsJson = False) -> int:
 
 
 @app.command(name="_run", show=False)
-def run_training(path: Path, /, *, accept_new_data: bool = False) -> int:
+def run_training(path: Path, /, *, accept_new_data: bool = False, lock: int | None = None) -> int:
     """Train a run in this process.
 
     Args:
         path: The run's folder.
         accept_new_data: Go on although the rows have changed.
+        lock: The descriptor of the run's lock, when another process has taken it.
     """
-    return api.start(path, accept_new_data=accept_new_data)
+    return api.start(path, accept_new_data=accept_new_data, lock=lock)
 
 
 @app.command(name="_worker", show=False)

@@ -9,8 +9,12 @@ from macft.run import Journal, Run
 from macft.training.process import Requests
 
 
-def run_job(run: Run) -> int:
+def run_job(run: Run, *, lock: int | None = None) -> int:
     """Do the job of a run folder in this process.
+
+    Args:
+        run: Its folder.
+        lock: The descriptor of the run's lock, when the keeper has taken it.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped, else the error's.
@@ -18,7 +22,7 @@ def run_job(run: Run) -> int:
     Raises:
         RunLocked: Another process is at it.
     """
-    with run.lock():
+    with run.lock(lock):
         requests = Requests(run)
         ended = RunEnded(status="done", step=0)
         try:

@@ -25,6 +25,7 @@ from macft.disk import DISK, Bytes, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
 from macft.models.adapted import KeyedDropout, add_in_product
+from macft.models.headers import check_file
 from macft.models.shards import tensor_chunks
 from macft.recipe import LoraTable
 
@@ -249,6 +250,7 @@ def load_tensors(path: Path) -> dict[str, mx.array]:
     Raises:
         ModelError: It is missing or damaged.
     """
+    check_file(path)
     try:
         loaded = mx.load(str(path), format="safetensors")
     except (OSError, RuntimeError, ValueError) as error:

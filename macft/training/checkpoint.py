@@ -71,7 +71,7 @@ class Checkpoints:
         folder: The run's `checkpoints/`.
         keep: How many of the newest stay, besides the best.
         world: What the run stands on, by name: fingerprints, and the keys of its recipe.
-        defaults: The world's values as they were before a name was known.
+        defaults: What a recipe's keys meant before they were known; a checkpoint of then does not tell them.
         disk: What they are written through.
     """
 
@@ -197,9 +197,9 @@ class Checkpoints:
             RunError: Naming each thing that differs.
         """
         then = {**self.defaults, **self.read_state(name)["world"]}
-        changed = [key for key, value in self.world.items() if then.get(key) != value]
+        changed = [key for key, value in self.world.items() if then.get(key, value) != value]
         if refused := [key for key in changed if key not in accepted]:
-            told = [_difference(key, then.get(key, ""), self.world[key]) for key in refused]
+            told = [_difference(key, then[key], self.world[key]) for key in refused]
             fix = "Put it back, or start a new run with start_from set to this run's adapter."
             if set(refused) <= set(ROWS):
                 fix = f"`macft resume --accept-new-data` goes on with the new rows. {fix}"

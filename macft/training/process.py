@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from macft.errors import MacftError, RunCrashed, Stopped
 from macft.events import PhaseProgress, RunEnded
+from macft.keeper import is_out_of_memory
 from macft.launcher import Launched, read_launch
 from macft.recipe import Recipe, dump_recipe, load_recipe
 from macft.run import Journal, Run
@@ -62,12 +63,13 @@ class Requests:
         self.signal_number = number
 
 
-def run_to_end(run: Run, *, accept_new_data: bool = False) -> int:
+def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = None) -> int:
     """Train the run in this process, from its last checkpoint if it has one.
 
     Args:
         run: Its folder.
         accept_new_data: Whether to go on although the rows are others.
+        lock: The descriptor of the run's lock, when the keeper has taken it.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped and saved, else the error's.
@@ -76,7 +78,7 @@ def run_to_end(run: Run, *, accept_new_data: bool = False) -> int:
         RunLocked: Another process trains it.
     """
     os.umask(0o077)  # whatever training leaves behind may hold text of rows
-    with run.lock():
+    with run.lock(lock):
         requests, journal = Requests(run), Journal(run)
         if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
             journal(PhaseProgress(name="start"))
@@ -97,32 +99,38 @@ def run_to_end(run: Run, *, accept_new_data: bool = False) -> int:
                 )
                 ending = session.run()
         except Stopped as stop:
-            journal.end(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
-            return 128 + (requests.signal_number or signal.SIGTERM)
+            return _end(journal, _ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
         except MacftError as error:
-            journal.end(_ended(run, "failed", error, error.exit_code))
-            return error.exit_code
+            return _end(journal, _ended(run, "failed", error, error.exit_code))
         except Exception as error:
             with suppress(OSError):  # the log may lie on a full disk
                 traceback.print_exc()
+            if is_out_of_memory(error):  # no last word: the keeper has it, and may try again
+                return RunCrashed.exit_code
             known = MacftError(
                 f"{type(error).__name__}: {error}", fix=f"The details are in {run.log.name}; please report it."
             )
             if isinstance(error, OSError):
                 known = MacftError(f"{error.filename or run.path}: {error.strerror}", fix=_DISK)
-            journal.end(_ended(run, "failed", known, 1))
-            return 1
+            return _end(journal, _ended(run, "failed", known, 1))
         exit_code = {"done": 0, "failed": 1}.get(ending.status, 128 + (requests.signal_number or signal.SIGTERM))
-        journal.end(
-            RunEnded(
-                status=ending.status,
-                step=ending.progress.step,
-                reason=ending.reason,
-                fix=_naming(run, ending.fix),
-                exit_code=exit_code,
-            )
+        ended = RunEnded(
+            status=ending.status,
+            step=ending.progress.step,
+            reason=ending.reason,
+            fix=_naming(run, ending.fix),
+            exit_code=exit_code,
         )
-        return exit_code
+        return _end(journal, ended)
+
+
+def _end(journal: Journal, ended: RunEnded) -> int:
+    """Tell how the run ended, in the log as well when its folder takes nothing any more; returns the exit code."""
+    journal.end(ended)
+    if journal.is_behind:
+        with suppress(OSError):
+            print(f"macft: {ended.reason}. {ended.fix}", file=sys.stderr, flush=True)
+    return ended.exit_code
 
 
 def take_part(launched: Launched, recipe: Recipe | None, check: Callable[[Recipe], None]) -> None:

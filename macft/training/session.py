@@ -191,7 +191,8 @@ class Session:
         if isinstance(recipe, SupervisedRecipe) and recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
-        tokens = planned.micro_batch_tokens
+        divisor = self.run_folder.state().micro_batch_divisor
+        tokens = max(1, planned.micro_batch_tokens // divisor)
         if isinstance(data.train, ResponseRows) and not stream.layers:
             tokens //= data.train.responses  # the prompt lies in each of the padded rows
         train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
@@ -206,6 +207,7 @@ class Session:
             train_rows=train_rows,
             valid_rows=valid_rows,
             micro_batch_tokens=tokens,
+            micro_batch_divisor=divisor,
             compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=SharedRequests(self.requests, self.ranks),
