@@ -237,7 +237,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     resolved = data.model_copy(
-        update={name: [absolute(text) for text in getattr(data, name)] for name in ("train", "valid", "test")}
+        update={
+            name: [absolute(text) for text in getattr(data, name)] for name in ("train", "valid", "test", "general")
+        }
     )
     update: dict[str, Any] = {"data": resolved}
     for name in ("model", "start_from"):

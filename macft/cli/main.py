@@ -17,7 +17,7 @@ from cyclopts import App, Group, Parameter
 
 from macft import __version__, api
 from macft.chat.panes import Sampling
-from macft.cli import leave, planned, prepare, tables, talk
+from macft.cli import leave, planned, prepare, rows, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.compare import Sampled, compare
@@ -62,7 +62,7 @@ runs = App(name="runs", group=RUNS, help="List runs, or remove one.", help_epilo
 for flag in ("--help", "--version"):
     app[flag].group = (MORE,)
 app.command(runs)
-for room in (prepare.data, prepare.recipes):
+for room in (rows.data, prepare.recipes):
     room.group = (PREPARE,)
     app.command(room)
 app.command(planned.plan, group=PREPARE)

@@ -136,7 +136,7 @@ def prepare(
     Raises:
         DataError: Any row cannot be trained on, or none is left; all problems at once.
     """
-    data = _with_siblings(data)
+    data = with_siblings(data)
     problems = [
         Problem(f"data.columns.{name}", f"is not a column of macft's (expected one of {', '.join(COLUMNS)})")
         for name in data.columns
@@ -150,7 +150,7 @@ def prepare(
     return _Preparation(make_reader(settings), evaluate or EvaluateTable(), progress).run()
 
 
-def _with_siblings(data: DataTable) -> DataTable:
+def with_siblings(data: DataTable) -> DataTable:
     """Let a folder with train.jsonl stand for that file, and for its valid.jsonl and test.jsonl when none are given."""
     if len(data.train) != 1 or not (Path(data.train[0]) / "train.jsonl").is_file():
         return data

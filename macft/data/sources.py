@@ -19,6 +19,7 @@ _LONGEST_CELL = 2**27
 _BOM = b"\xef\xbb\xbf"
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog).*\.(md|txt)", re.IGNORECASE)
 """Files about the data in a folder of data; they are read when they are named themselves."""
+_LINE_BASED = {".jsonl", ".ndjson", ".csv", ".tsv"}
 _EXAMPLE_KEYS = {"messages", "conversations", "prompt", "instruction", "text"}
 
 
@@ -70,6 +71,18 @@ def read_rows(paths: Sequence[str], problems: list[Problem]) -> Iterator[Row]:
 def list_files(paths: Sequence[str]) -> list[Path]:
     """Return the files that `read_rows` would open, without standard input."""
     return [path for name in paths if name != STDIN for path in _files(Path(name), [])]
+
+
+def count_lines(paths: Sequence[str]) -> int:
+    """Return the number of lines of the line-based files, and one for each other file: about as many as rows."""
+    total = 0
+    for path in list_files(paths):
+        if path.suffix.lower() not in _LINE_BASED:
+            total += 1
+            continue
+        with path.open("rb") as file:
+            total += sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+    return total
 
 
 def _files(path: Path, problems: list[Problem]) -> list[Path]:
