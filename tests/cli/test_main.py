@@ -31,6 +31,7 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["compare"],
+    ["eval"],
     ["fuse"],
     ["merge"],
     ["export"],
