@@ -23,7 +23,7 @@ from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine
 from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
-from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
+from macft.recipe import DataTable, EvaluateTable, Recipe, dump_recipe, load_recipe
 from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from macft.data.mixture import Mixed
     from macft.data.report import DataReport
     from macft.data.split import Split
+    from macft.measure.evaluation import Evaluation
     from macft.models.describe import ModelFacts
     from macft.serve import Served
 
@@ -652,6 +653,42 @@ def replay(
         return answer(voices, asked, sampling, out=out, progress=progress)
     finally:
         voices.close()
+
+
+def evaluate(
+    name: str,
+    *,
+    files: Sequence[str] = (),
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    model: str | None = None,
+    tell: Callable[[str, int, int], None] = lambda _name, _done, _total: None,
+) -> "Evaluation":
+    """Let what a name means, and its Base, read and answer the same held-out rows.
+
+    Args:
+        name: A run, a checkpoint of it, or an adapter folder.
+        files: Rows; the run's own test rows, or else its held-out ones, when there are none.
+        limit: Most rows; None for all.
+        max_tokens: Longest answer; the recipe's when left out.
+        model: The base of an adapter that does not name one.
+        tell: Told (what is done, how many are done, of how many).
+
+    Raises:
+        MacftError: The name means nothing, its rows cannot be used, or there is no Base beside it.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+    from macft.measure.evaluation import evaluate_voices, read_held_out
+
+    sources = find_sources([name], home=home(), runs=runs_folder(), model=model)
+    recipe = sources[-1].read_recipe()
+    held_out = read_held_out(
+        sources[-1].folder, recipe, files, limit=limit, progress=lambda done, total: tell("tokenize", done, total)
+    )
+    longest = max_tokens or (recipe.evaluate.max_tokens if recipe else EvaluateTable().max_tokens)
+    return evaluate_voices(open_voices(sources, read_machine()), held_out, max_tokens=longest, tell=tell)
 
 
 def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":

@@ -22,7 +22,7 @@ from macft.models.catalog import resolve
 from macft.models.describe import fingerprint, template_hash
 from macft.models.stacked import fold, is_stacked
 from macft.models.start import start_adapter
-from macft.recipe import load_recipe
+from macft.recipe import Recipe, load_recipe
 from macft.run import Run, find_adapter, find_run
 
 _CHECKPOINT = re.compile(r"(.+)@(best|latest|\d+)")
@@ -58,6 +58,12 @@ class VoiceSource:
     def weights(self) -> tuple[Path, int | None, int | None]:
         """What identifies the weights that are loaded; sources with the same ones can share them."""
         return self.folder, self.quantize, self.group_size if self.quantize else None
+
+    def read_recipe(self) -> Recipe | None:
+        """Return the recipe that made this; None when no run did."""
+        folder = self.run.path if self.run else (self.adapter or self.folder).parent
+        path = folder / "recipe.toml"
+        return load_recipe(path) if path.is_file() else None
 
     def put_on(self, model: nn.Module) -> None:
         """Put the adapter, if there is one, on a model of its base's weights.

@@ -22,6 +22,7 @@ from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
+from macft.cli.evaluate import evaluate
 from macft.cli.render import narrate, open_view, tell
 from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
@@ -68,6 +69,7 @@ for room in (rows.data, prepare.recipes):
 app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
+app.command(evaluate, name="eval", group=USE)
 for command in (compare, serve, leave.fuse, leave.merge, leave.export):
     app.command(command, group=USE)
 app.command(bench, group=MORE)
