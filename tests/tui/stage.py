@@ -9,9 +9,11 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
+from macft import api
 from macft.events import Event, RunEnded, RunStarted, StepDone
 from tests.cli.recorded import STARTED, done, failed, training, write_run
 from tui.app import Studio
+from tui.rows import RowsChild
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 UPDATE = "MACFT_UPDATE_SNAPSHOTS"
@@ -20,13 +22,19 @@ LOOK_SECONDS = 20.0
 Act = Callable[["Pilot[None]"], Awaitable[None]]
 
 
-def perform(runs: Path, act: Act, size: tuple[int, int] = LARGE) -> None:
+def perform(
+    runs: Path,
+    act: Act,
+    size: tuple[int, int] = LARGE,
+    *,
+    start_rows: Callable[[], RowsChild] = api.start_rows,
+) -> None:
     """Open a studio on a folder of runs and let `act` use it."""
     os.environ["TZ"] = "UTC"
     time.tzset()
 
     async def play() -> None:
-        studio = Studio(runs, now=lambda: STARTED + 3600)
+        studio = Studio(runs, now=lambda: STARTED + 3600, start_rows=start_rows)
         async with studio.run_test(size=size) as pilot:
             await until(pilot, lambda: studio.rows != () or not any(runs.glob("*/recipe.toml")))
             await pilot.pause()
