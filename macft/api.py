@@ -454,6 +454,21 @@ def show_row(data: DataTable, number: int, *, model: str, method: str | None = N
     return view_row(data, number, _tokenizer(model)[0], method)
 
 
+def start_rows() -> "subprocess.Popen[str]":
+    """Start a child that reads and tokenizes rows, for a program that must not load transformers.
+
+    A JSON line in is a request and a line out its answer, as `macft.cli.row_worker` says. It ends when its stdin does.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "_rows"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
 # Speed
 
 

@@ -332,6 +332,14 @@ def work() -> int:
     return run_worker()
 
 
+@app.command(name="_rows", show=False)
+def read_for_program() -> int:
+    """Answer a program's questions about rows on stdin, a JSON line each."""
+    from macft.cli.row_worker import run_rows
+
+    return run_rows()
+
+
 def _finished(finished: Run, state: RunState, *, json: bool) -> int:
     if not json:
         tables.print_result(finished, state)
