@@ -60,7 +60,7 @@ class StreamLayout:
 
 def _gathers(batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if batch.gather.shape == (1, batch.tokens.size):  # a single row, in the order of the stream
-        return lambda x: x[None], lambda rows: rows[0]
+        return lambda x: x[None], lambda rows: rows.squeeze(0)
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
     gather, back, taken, copies = batch.gather, batch.back, batch.taken, batch.copies
     shared = copies.shape[1]
@@ -117,7 +117,7 @@ class Stream:
             if self.layers:
                 more = {} if embeddings is None else {"input_embeddings": embeddings[None]}
                 stream: mx.array = module(batch.tokens[None], cache=[layout] * self.layers, **more)
-                return stream[0] if self.narrows else stream[0, batch.positions]
+                return stream.squeeze(0) if self.narrows else stream[0, batch.positions]
             more = {} if embeddings is None else {"input_embeddings": layout.to_rows(embeddings)}
             return layout.to_stream(module(batch.tokens[batch.gather], **more))[batch.positions]
 
@@ -197,7 +197,7 @@ def _streaming(kind: Any) -> type[nn.Module]:
             laid = cache.to_rows(projected)
             return laid.reshape(*laid.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-        queries, keys, values = self.project((x if cache.whole is None else cache.whole)[0])
+        queries, keys, values = self.project((x if cache.whole is None else cache.whole).squeeze(0))
         queries = self.rope(rows(queries, self.n_heads, "q_norm"))
         keys = self.rope(rows(keys, self.n_kv_heads, "k_norm"))
         attended = attend(queries, keys, rows(values, self.n_kv_heads), self.scale).transpose(0, 2, 1, 3)
