@@ -9,11 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapted import compute_in_model_dtype, set_dropout
 from macft.models.adapters import (
     attach,
+    compute_in_model_dtype,
     count_values,
     load_adapter,
+    set_dropout,
     update_scale,
 )
 from macft.models.describe import fingerprint
