@@ -1,15 +1,14 @@
-"""How an adapted layer computes: its dropout, the type of its products, and where its update is added.
+"""How an adapted layer computes: its dropout, and where its update is added.
 
 The rule: a layer is mlx-lm's with another class, so that whatever knows mlx-lm's knows it; its numbers stay the same.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
 
 class KeyedDropout(nn.Module):
@@ -44,24 +43,6 @@ def set_dropout_keys(dropouts: Sequence[KeyedDropout], key: mx.array) -> None:
         module._key = own
 
 
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Change the dropout of every adapted layer."""
-    for module in model.modules():
-        if isinstance(module, KeyedDropout):
-            module.probability = probability
-
-
-def compute_in_model_dtype(model: nn.Module) -> None:
-    """Let LoRA's products be made in the type of what they multiply; its parameters stay float32.
-
-    mlx-lm multiplies with the float32 matrices themselves, so that a 16-bit model keeps its activations once more, in
-    float32. Gradients arrive in float32 either way, and so do all that stands on them: moments, checkpoints, results.
-    """
-    for module in model.modules():
-        if isinstance(module, LoRALinear | LoRASwitchLinear):
-            module.__class__ = _casting(cast(Any, type(module)))
-
-
 @functools.cache
 def add_in_product(kind: Any) -> type[nn.Module]:
     """Return LoRA whose update is added in the product that makes it, and scaled at the side of the rank.
@@ -74,22 +55,5 @@ def add_in_product(kind: Any) -> type[nn.Module]:
             product: mx.array = kind.__call__(self, x)
             return product
         return mx.addmm(self.linear(x), self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale)
-
-    return type(kind.__name__, (kind,), {"__call__": call})
-
-
-@functools.cache
-def _casting(kind: Any) -> type[nn.Module]:
-    def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
-        matrices = self.lora_a, self.lora_b
-        if all(matrix.dtype == x.dtype for matrix in matrices):
-            same: mx.array = kind.__call__(self, x, *indices, **named)
-            return same
-        self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
-        try:
-            product: mx.array = kind.__call__(self, x, *indices, **named)
-            return product
-        finally:
-            self.lora_a, self.lora_b = matrices
 
     return type(kind.__name__, (kind,), {"__call__": call})

@@ -4,6 +4,7 @@ The rule: an adapter folder is a plain mlx-lm adapter folder with more keys. mac
 raw `scale = alpha / rank` of mlx-lm appears only here, at its border.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -291,6 +292,41 @@ def _inside(module: Any, trained_only: bool) -> Any:
     while isinstance(module, ADAPTED) and not (trained_only and not count_values(module.trainable_parameters())[0]):
         module = module.linear if "linear" in module else module.embedding
     return module
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Change the dropout of every adapted layer."""
+    for module in model.modules():
+        if isinstance(module, KeyedDropout):
+            module.probability = probability
+
+
+def compute_in_model_dtype(model: nn.Module) -> None:
+    """Let LoRA's products be made in the type of what they multiply; its parameters stay float32.
+
+    mlx-lm multiplies with the float32 matrices themselves, so that a 16-bit model keeps its activations once more, in
+    float32. Gradients arrive in float32 either way, and so do all that stands on them: moments, checkpoints, results.
+    """
+    for module in model.modules():
+        if isinstance(module, LoRALinear | LoRASwitchLinear):
+            module.__class__ = _casting(cast(Any, type(module)))
+
+
+@functools.cache
+def _casting(kind: Any) -> type[nn.Module]:
+    def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
+        matrices = self.lora_a, self.lora_b
+        if all(matrix.dtype == x.dtype for matrix in matrices):
+            same: mx.array = kind.__call__(self, x, *indices, **named)
+            return same
+        self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
+        try:
+            product: mx.array = kind.__call__(self, x, *indices, **named)
+            return product
+        finally:
+            self.lora_a, self.lora_b = matrices
+
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def check_tensors(

@@ -10,8 +10,7 @@ from typing import Any
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapted import set_dropout
-from macft.models.adapters import attach, load_adapter, update_scale
+from macft.models.adapters import attach, load_adapter, set_dropout, update_scale
 from macft.models.describe import fingerprint
 from macft.models.stacked import stack_adapter
 from macft.recipe import Recipe

@@ -8,7 +8,7 @@ uneven lengths, and dropped when it differs; the run says so and takes padded ro
 import functools
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -60,7 +60,7 @@ class StreamLayout:
 
 def _gathers(batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if batch.gather.shape == (1, batch.tokens.size):  # a single row, in the order of the stream
-        return lambda x: x[None], lambda rows: rows[0]
+        return lambda x: x[None], lambda rows: rows.squeeze(0)
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
     gather, back, taken, copies = batch.gather, batch.back, batch.taken, batch.copies
     shared = copies.shape[1]
@@ -117,7 +117,7 @@ class Stream:
             if self.layers:
                 more = {} if embeddings is None else {"input_embeddings": embeddings[None]}
                 stream: mx.array = module(batch.tokens[None], cache=[layout] * self.layers, **more)
-                return stream[0] if self.narrows else stream[0, batch.positions]
+                return stream.squeeze(0) if self.narrows else stream[0, batch.positions]
             more = {} if embeddings is None else {"input_embeddings": layout.to_rows(embeddings)}
             return layout.to_stream(module(batch.tokens[batch.gather], **more))[batch.positions]
 
@@ -136,24 +136,30 @@ def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
         return Stream(0, "this family's attention is not known")
     if (window := _window(model)) and window < longest:
         return Stream(0, f"rows are longer than its sliding window of {window}")
-    batch = probe(model, longest=window or longest)
+    batch, stream = probe(model, longest=window or longest), Stream(len(attentions))
     own = Stream(0).runner(batch)(model.model)
     gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)] if is_slow() else []
-    last: Any = model.layers[-1]
-    kinds = [(module, type(module)) for module in (*attentions, *gated, last)]
+    kinds = [type(module) for module in (*attentions, *gated)]
     for module in attentions:
         module.__class__ = _streaming(cast(Any, type(module)))
     for module in gated:
         module.__class__ = _fast_gated(cast(Any, type(module)))
-    last.__class__ = _narrowing(cast(Any, type(last)))
-    if equals(stream := Stream(len(attentions), narrows=True), batch, model, own):
-        return stream
-    last.__class__ = kinds[-1][1]
-    if equals(stream := Stream(len(attentions)), batch, model, own):
-        return stream
-    for module, kind in kinds:
+    if equals(stream, batch, model, own):
+        return _narrow_last(stream, batch, model, own)
+    for module, kind in zip((*attentions, *gated), kinds, strict=True):
         module.__class__ = kind
     return Stream(0, "attention on a stream differs from the model's own")
+
+
+def _narrow_last(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> Stream:
+    """Let the last layer go on after attention only with what is supervised, if the result is the model's own."""
+    last: Any = model.layers[-1]
+    kind: Any = type(last)
+    last.__class__ = _narrowing(kind)
+    if equals(narrowed := replace(stream, narrows=True), batch, model, own):
+        return narrowed
+    last.__class__ = kind
+    return stream
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
@@ -197,7 +203,7 @@ def _streaming(kind: Any) -> type[nn.Module]:
             laid = cache.to_rows(projected)
             return laid.reshape(*laid.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-        queries, keys, values = self.project((x if cache.whole is None else cache.whole)[0])
+        queries, keys, values = self.project((x if cache.whole is None else cache.whole).squeeze(0))
         queries = self.rope(rows(queries, self.n_heads, "q_norm"))
         keys = self.rope(rows(keys, self.n_kv_heads, "k_norm"))
         attended = attend(queries, keys, rows(values, self.n_kv_heads), self.scale).transpose(0, 2, 1, 3)

@@ -8,8 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapted import compute_in_model_dtype
-from macft.models.adapters import count_values
+from macft.models.adapters import compute_in_model_dtype, count_values
 from macft.models.load import load_model
 from macft.models.start import start_adapter
 from macft.recipe import Recipe

@@ -8,8 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRASwitchLinear
 
 from macft.data.batches import Batch, make_batch
-from macft.models.adapted import compute_in_model_dtype
-from macft.models.adapters import adapters_off, attach
+from macft.models.adapters import adapters_off, attach, compute_in_model_dtype
 from macft.models.head import find_head
 from macft.models.load import load_model
 from macft.models.stream import prepare_stream
