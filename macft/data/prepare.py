@@ -174,7 +174,7 @@ class _Preparation:
         self.dropped: dict[str, list[str]] = {}
         self.formats, self.notes = Counter[str](), Counter[str]()
         self.rows_read = self.test_rows = self.truncated = self.split = self.duplicates = self.leaked = 0
-        self.total = _estimate_rows(self.data) if progress else 0
+        self.total = estimate_rows(self.data) if progress else 0
         self.trained, self.trained_places = set[int](), set[int]()
 
     def run(self) -> Prepared:
@@ -314,7 +314,7 @@ def _name_kind(example: Example) -> str:
     return type(example).__name__.removesuffix("Example").lower()
 
 
-def _estimate_rows(data: DataTable) -> int:
+def estimate_rows(data: DataTable) -> int:
     """Return the number of lines of the line-based files, and one for each other file."""
     total = 0
     for path in list_files([*data.train, *data.valid, *data.test]):

@@ -125,16 +125,19 @@ def _read_jsonl(path: Path, problems: list[Problem]) -> Iterator[Row]:
 
 def _json_lines(file: BinaryIO, shown: str, name: str, problems: list[Problem]) -> Iterator[Row]:
     for number, line in _lines(file, shown, problems):
-        if not line.strip():
-            continue
-        where = f"{shown}:{number}"
-        try:
-            value = _DECODER.decode(line.strip())
-        except (ValueError, RecursionError) as error:
-            problems.append(Problem(where, _explain(error)))
-            continue
-        # Decoded bytes hold no half of a pair; only an escape can.
-        yield from _row(value, where, name, number, problems, may_be_torn="\\u" in line)
+        if line.strip():
+            yield from parse_line(line, f"{shown}:{number}", name, number, problems)
+
+
+def parse_line(text: str, where: str, name: str, number: int, problems: list[Problem]) -> Iterator[Row]:
+    """Yield the row that a line of JSONL holds; nothing when that is a problem."""
+    try:
+        value = _DECODER.decode(text.strip())
+    except (ValueError, RecursionError) as error:
+        problems.append(Problem(where, _explain(error)))
+        return
+    # Decoded bytes hold no half of a pair; only an escape can.
+    yield from _row(value, where, name, number, problems, may_be_torn="\\u" in text)
 
 
 def _lines(file: Iterable[bytes], shown: str, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -315,7 +318,7 @@ def _read_csv(path: Path, problems: list[Problem]) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CELL)
     with path.open("rb") as file:
         header: list[str] = []
-        for line, cells in _csv_records(file, path, problems):
+        for line, cells in csv_records(file, path, problems):
             where = f"{path.name}:{line}"
             if not header:
                 header = [cell.strip() for cell in cells]
@@ -328,7 +331,7 @@ def _read_csv(path: Path, problems: list[Problem]) -> Iterator[Row]:
                 yield Row(dict(zip(header, cells, strict=True)), where, str(path), line)
 
 
-def _csv_records(file: BinaryIO, path: Path, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+def csv_records(file: BinaryIO, path: Path, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Yield each record with the line it starts on; a quoted cell may span several."""
     consumed: list[int] = []
 

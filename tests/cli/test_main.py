@@ -35,6 +35,7 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["compare"],
+    ["eval"],
     ["fuse"],
     ["merge"],
     ["export"],
