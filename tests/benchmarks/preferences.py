@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=BENCH) as scratch:
         files = write_pairs(arguments.data_dir, model, Path(scratch))
         cases = [(data, size) for size in arguments.batch_sizes for data in arguments.pairs]
-        bench = Bench(model, files, pythons, arguments.batches, arguments.minutes * 60 / len(cases))
+        bench = Bench(model, files, pythons, arguments.batches, arguments.minutes * 60 / max(1, len(cases)))
         for data, size in cases:
             found, machine = compare_case(bench, data, size)
             print("\n".join(speed_lines(found)))
@@ -130,7 +130,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=16, help="most batches a case and side")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all speed cases together")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
-    parser.add_argument("--pairs", nargs="+", choices=SPEED_DEMANDS, default=list(SPEED_DEMANDS))
+    parser.add_argument(
+        "--pairs", nargs="*", choices=SPEED_DEMANDS, default=list(SPEED_DEMANDS), help="none: only memory"
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--quick", action="store_true", help="few batches, no memory; nothing is kept")
     parser.add_argument("--no-memory", action="store_true")
@@ -237,17 +239,15 @@ def against(
     )
 
 
-def compare_memory(bench: Bench, wide: Path) -> list[Peaks]:
+def compare_memory(bench: Bench, wide: Path) -> Iterator[Peaks]:
     """Measure peaks with a wide vocabulary: macft in one pass and as it splits, and every library."""
     options = {"batch_size": 4, "beta": BETA}
-    found = []
     for side, more in ((IN_ONE_PASS, {"micro_batch_tokens": UNSPLIT}), (OURS, {})):
         with start_ours(wide, module="preference_ours", **options, **more) as worker:
-            found.append(peak_of(worker, side, bench))
+            yield peak_of(worker, side, bench)
     for peer, python in bench.pythons.items():
         with start_peer(python, wide, script="preference_peer.py", peer=peer, **options) as worker:
-            found.append(peak_of(worker, peer, bench))
-    return found
+            yield peak_of(worker, peer, bench)
 
 
 def peak_of(worker: Worker, side: str, bench: Bench) -> Peaks:
