@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from macft.data.examples import Message, RowProblem
 from macft.data.marks import Span, is_markable, mark, unmark
+from macft.errors import MacftError
 
 SYSTEM_MERGED = "the template refuses or drops the system text: it is merged into the first user turn"
 PROMPT_DIFFERS = "the template writes past turns otherwise than it prompts for new ones: trained on as it writes them"
@@ -171,6 +172,8 @@ def _write(chat: Chat, tokenizer: Tokenizer, prompt: bool, *, marked: bool = Fal
             add_generation_prompt=prompt,
             enable_thinking=chat.enable_thinking,
         )
+    except MacftError:  # it was ended, and would be with every row
+        raise
     except Exception as error:  # a template is a program of somebody else's: it may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RowProblem(f"the chat template refuses the row: {reason[0]}") from None
