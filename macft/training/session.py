@@ -26,7 +26,7 @@ from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
 from macft.disk import write_atomic
 from macft.errors import ModelError, Problem, RecipeError, RunError, Stopped
-from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
+from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, StepDone, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
 from macft.models.adapters import adapter_hash, count_values
 from macft.models.catalog import resolve
@@ -46,8 +46,9 @@ from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.reference import ReferencePass, as_reference, refer, refers_to_start
 from macft.training.result import score, write_adapter, write_model
-from macft.training.signs import list_signs
+from macft.training.signs import list_signs, thinned
 from macft.training.trainable import make_trainable
+from macft.training.vitals import Vitals
 
 FREE_TO_CHANGE = {
     "checkpoint",
@@ -76,6 +77,7 @@ class Session:
         requests: Asked often: what the user wants done since the last call.
         meet: Brings the ranks together that train this run, once it is known that it can go on.
         accept_new_data: Whether to go on although the rows are others.
+        vitals: Looks at the machine after each update.
 
     Raises:
         MacftError: Data, model or recipe make it impossible; nothing was trained.
@@ -90,7 +92,9 @@ class Session:
         requests: Requests,
         meet: Callable[[], Ranks] = lambda: ALONE,
         accept_new_data: bool = False,
+        vitals: Vitals | None = None,
     ) -> None:
+        self.vitals = vitals or Vitals()
         self.recipe, self.run_folder, self.emit, self.requests = recipe, run, emit, requests
         self.meet, self.ranks = meet, ALONE
         self.accepted = ROWS if accept_new_data else ()
@@ -111,6 +115,8 @@ class Session:
             fix = f"Going on from {latest or 'the start'}."
             self.emit(Warned(message=f"checkpoint {damaged[0]} is damaged", fix=fix))
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
+        for warned in self.vitals.start() if latest is None else ():
+            self.emit(warned)
         self._refuse_untrainable()
         self.ranks = self.meet()
         self.tokenizer = load_tokenizer(self.folder)
@@ -328,8 +334,11 @@ class Session:
                 ending: Ending = end.value
                 return ending
             self.emit(event)
+            if isinstance(event, StepDone):
+                for warned in self.vitals.look(event):
+                    self.emit(warned)
             if isinstance(self.recipe, PreferenceRecipe):
-                state = fold([event], state)
+                state = thinned(fold([event], state))
                 for sign in list_signs(self.recipe, state):
                     self.emit(sign)
                     state = fold([sign], state)
