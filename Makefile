@@ -16,6 +16,9 @@ IS_GOOD = import platform, sys; intel_mac = (sys.platform, platform.machine()) =
 PRELOAD = "$$($(PYTHON) -c 'from macft.machine import openblas_preload; print(openblas_preload())')"
 OPENBLAS_PACKAGES = libopenblas0-pthread libgfortran5 libquadmath0
 
+# A file of tests stays in one process, since its tests share what is slow to make.
+SPREAD = --numprocesses logical --maxprocesses 4 --dist loadfile
+
 help:
 	@echo "make quickstart   set up, fetch SmolLM2-135M, train it for some minutes, show before and after"
 	@echo "make test         quick tests and those with the real small model (what CI runs)"
@@ -30,7 +33,7 @@ quickstart: $(ENV)/openblas
 	$(PYTHON) -m macft train quickstart
 
 test: $(ENV)/developer $(ENV)/openblas
-	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m pytest -m "not long"
+	LD_PRELOAD=$(PRELOAD) OPENBLAS_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" $(SPREAD)
 
 long: $(ENV)/developer $(ENV)/openblas
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m pytest -m long

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from macft.disk import PRIVATE_FILE
+from macft.disk import PRIVATE_FILE, write_atomic
 from macft.errors import DataError, DoesNotFit, ModelError, NeedsNetwork, Problem, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
@@ -23,7 +23,7 @@ from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine
 from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
-from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
+from macft.recipe import DataTable, EvaluateTable, Recipe, dump_recipe, load_recipe
 from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
 
@@ -32,9 +32,16 @@ if TYPE_CHECKING:
 
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
+    from macft.chat.panes import Sampling, Turn
+    from macft.chat.replay import Replayed
     from macft.chat.session import ChatSession
+    from macft.data.hygiene.clean import Cleaned
+    from macft.data.hygiene.findings import HygieneReport
     from macft.data.inspect import RowView
+    from macft.data.mixture import Mixed
     from macft.data.report import DataReport
+    from macft.data.split import Split
+    from macft.measure.evaluation import Evaluation
     from macft.models.describe import ModelFacts
     from macft.serve import Served
 
@@ -217,6 +224,26 @@ def summarize_runs() -> list[RunSummary]:
     return sorted(rows, key=lambda row: row.status not in {"preparing", "running", "paused"})
 
 
+def report(names: Sequence[str], out: Path | None = None) -> Path:
+    """Write a page of one run, or of two over each other, and return where it is: into the first run's folder.
+
+    Raises:
+        RunError: There is no such run, or it only fuses or exports; or the page cannot be written.
+    """
+    from macft.measure.run_report import Reported, write_report
+
+    runs = [find_run(name, runs_folder()) for name in names]
+    for run in runs:
+        if run.is_job:
+            raise RunError(f"{run.name} trained nothing", fix="`macft runs` lists the runs.")
+    page = out or runs[0].path / "report.html"
+    try:
+        write_atomic(page, write_report([Reported.read(run) for run in runs]).encode())
+    except OSError as error:
+        raise RunError(f"{page} cannot be written ({error.strerror})", fix="Name another file with --out.") from None
+    return page
+
+
 def remove_run(name: str) -> Run:
     """Delete a run's folder; a live run is refused."""
     run = find_run(name, runs_folder())
@@ -316,6 +343,106 @@ def check_data(
     ).report
 
 
+def check_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "HygieneReport":
+    """Look for what is wrong with rows as text; nothing is tokenized.
+
+    Args:
+        files: Files or folders that are trained on; `-` is JSONL on standard input.
+        held_out: Files or folders that are not.
+        columns: Maps macft's column names to the user's.
+        near: Compare rows for being nearly the same.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read. Rows that cannot be understood are findings.
+    """
+    from macft.data.hygiene.check import check_rows as check
+
+    return check(files, held_out, columns=columns, near=near, progress=progress)
+
+
+def clean_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    out: Path,
+    log: Path | None = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "Cleaned":
+    """Write a new file of the rows that have nothing wrong with them, and a log of those that have.
+
+    Args:
+        files: Files or folders; they stay as they are.
+        held_out: Rows that must not be trained on; what asks the same is left out.
+        out: The new file, JSONL.
+        log: Where each row left out gets a line; beside `out` when left out.
+        keep: Kinds of finding whose rows are kept.
+        only: Kinds of finding whose rows are left out, and no others.
+        near: Leave out rows that are nearly the same as others.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read, nothing would be left, or `out` is among the files.
+        RecipeError: A kind is none.
+    """
+    from macft.data.hygiene.clean import choose_kinds
+    from macft.data.hygiene.clean import clean_rows as clean
+    from macft.data.writing import check_target
+
+    log = log or out.with_name(f"{out.stem}.removed.jsonl")
+    kinds = choose_kinds(keep, only)
+    for target in (out, log):
+        check_target([*files, *held_out], target)
+    report = check_rows(files, held_out, near=near, progress=progress)
+    return clean(files, report, kinds, out=out, log=log)
+
+
+def split_rows(
+    files: Sequence[str], *, out: Path, valid: float = 0.05, test: float = 0.0, group: str = "", seed: int = 0
+) -> "Split":
+    """Write train, valid and test rows into a folder, by a hash of the prompt or by group.
+
+    Raises:
+        RecipeError: The shares leave nothing to train on.
+        DataError: A row cannot be understood or has no group, or `out` is among the files.
+    """
+    from macft.data.split import split_rows as split
+
+    return split(files, out=out, valid=valid, test=test, group=group, seed=seed)
+
+
+def mix_rows(
+    parts: Sequence[str], *, out: Path, rows: int | None = None, repeat: bool = False, seed: int = 0
+) -> "Mixed":
+    """Write one file of several, `FILE:WEIGHT:CAP` each, in which each has the share of its weight.
+
+    Raises:
+        RecipeError: A part or its weight makes no sense.
+        DataError: A row cannot be read, a part has too few rows, or `out` is among the parts.
+    """
+    from macft.data.mixture import mix_rows as mix
+    from macft.data.mixture import parse_part
+
+    return mix([parse_part(part) for part in parts], out=out, rows=rows, repeat=repeat, seed=seed)
+
+
+def advise(report: "HygieneReport", goal: str = "") -> list[str]:
+    """Say in plain words what rows and a goal speak for: prompting or tuning, which model and which method."""
+    from macft.data.hygiene.advice import advise as say
+
+    return say(report, goal)
+
+
 def show_row(data: DataTable, number: int, *, model: str, method: str | None = None) -> "RowView":
     """Return one row as the model sees it; rows count from 1 in the order of the files.
 
@@ -325,6 +452,21 @@ def show_row(data: DataTable, number: int, *, model: str, method: str | None = N
     from macft.data.inspect import view_row
 
     return view_row(data, number, _tokenizer(model)[0], method)
+
+
+def start_rows() -> "subprocess.Popen[str]":
+    """Start a child that reads and tokenizes rows, for a program that must not load transformers.
+
+    A JSON line in is a request and a line out its answer, as `macft.cli.row_worker` says. It ends when its stdin does.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "_rows"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
 
 # Speed
@@ -478,6 +620,92 @@ def compare(names: Sequence[str], *, base: bool = True, model: str | None = None
     return open_voices(sources, read_machine(), template=template)
 
 
+def read_prompts(path: Path) -> "list[tuple[Turn, ...]]":
+    """Return what a file asks, a conversation a line or a row.
+
+    Raises:
+        DataError: With everything that cannot be understood, or because there is nothing.
+    """
+    from macft.data.prompts import read_prompts as read
+
+    return [prompt.turns for prompt in read(str(path.expanduser()))]
+
+
+def worker_command() -> list[str]:
+    """Return how to start the child that answers what needs MLX, for a program that loads none of it."""
+    return [sys.executable, "-P", "-m", "macft", "_worker"]
+
+
+def replay(
+    model: str,
+    prompts: str,
+    *,
+    out: Path,
+    sampling: "Sampling",
+    progress: Callable[[int, int], None] | None = None,
+) -> "Replayed":
+    """Write a base model's own answers to prompts as rows, to rehearse on.
+
+    Args:
+        model: A model; of a run or an adapter, the base that it was tuned from.
+        prompts: A file with a prompt a line, or rows.
+        out: The new file, JSONL.
+        sampling: How tokens are chosen.
+        progress: Called with answers done and prompts in all.
+
+    Raises:
+        DataError: The prompts cannot be read, or no answer is whole.
+        MacftError: The model is not here, or cannot be loaded.
+    """
+    from macft.chat.replay import replay as answer
+    from macft.data.prompts import read_prompts
+    from macft.data.writing import check_target
+
+    check_target([] if prompts == "-" else [prompts], out)
+    asked = [prompt.turns for prompt in read_prompts(prompts)]
+    voices = compare([model])
+    try:
+        return answer(voices, asked, sampling, out=out, progress=progress)
+    finally:
+        voices.close()
+
+
+def evaluate(
+    name: str,
+    *,
+    files: Sequence[str] = (),
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    model: str | None = None,
+    tell: Callable[[str, int, int], None] = lambda _name, _done, _total: None,
+) -> "Evaluation":
+    """Let what a name means, and its Base, read and answer the same held-out rows.
+
+    Args:
+        name: A run, a checkpoint of it, or an adapter folder.
+        files: Rows; the run's own test rows, or else its held-out ones, when there are none.
+        limit: Most rows; None for all.
+        max_tokens: Longest answer; the recipe's when left out.
+        model: The base of an adapter that does not name one.
+        tell: Told (what is done, how many are done, of how many).
+
+    Raises:
+        MacftError: The name means nothing, its rows cannot be used, or there is no Base beside it.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+    from macft.measure.evaluation import evaluate_voices, read_held_out
+
+    sources = find_sources([name], home=home(), runs=runs_folder(), model=model)
+    recipe = sources[-1].read_recipe()
+    held_out = read_held_out(
+        sources[-1].folder, recipe, files, limit=limit, progress=lambda done, total: tell("tokenize", done, total)
+    )
+    longest = max_tokens or (recipe.evaluate.max_tokens if recipe else EvaluateTable().max_tokens)
+    return evaluate_voices(open_voices(sources, read_machine()), held_out, max_tokens=longest, tell=tell)
+
+
 def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
     """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
 
@@ -555,7 +783,8 @@ def _check_fit(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
+    data = recipe.data
+    named = [path for path in (*data.train, *data.valid, *data.test, *data.general) if path != "-"]
     if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
         raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
 

@@ -72,7 +72,7 @@ _SIGNALS: Mapping[int, Death] = {
     signal.SIGTERM: Death("it was terminated before it could save"),
     signal.SIGHUP: Death("its terminal was closed before it could start"),
 }
-_UNKNOWN = Death("its process died", "Its log may say why.")
+UNKNOWN = Death("its process died", "Its log may say why.")
 
 
 def explain(log: str, exit_code: int | None = None, folder: Path | None = None) -> Death:
@@ -89,7 +89,7 @@ def explain(log: str, exit_code: int | None = None, folder: Path | None = None) 
         return Death("its folder is gone", "Put the disk back.")
     if exit_code is not None and exit_code < 0:
         return _SIGNALS.get(-exit_code, Death(f"it was ended by signal {-exit_code}", "Its log may say why."))
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def is_out_of_memory(error: BaseException) -> bool:

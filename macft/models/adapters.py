@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from macft.disk import DISK, Bytes, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
+from macft.models.adapted import KeyedDropout, add_in_product
 from macft.models.headers import check_file
 from macft.models.shards import tensor_chunks
 from macft.recipe import LoraTable
@@ -60,26 +61,6 @@ class _AdapterConfig(BaseModel):
         return self
 
 
-class KeyedDropout(nn.Module):
-    """Dropout that draws its mask from an explicit key.
-
-    With mlx-lm's own dropout a layer that is recomputed in the backward pass draws another mask, and its gradients are
-    wrong (FACTS.md: relative error 0.72 at 0.1). The same key gives the same mask.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.probability = probability
-        self._key = mx.random.key(0)  # leading underscore: state, but not a parameter
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Zero a share of the inputs and scale the rest up, in training only."""
-        if not self.training or self.probability == 0.0:
-            return x
-        kept = mx.random.bernoulli(1.0 - self.probability, x.shape, key=self._key)
-        return mx.where(kept, x / (1.0 - self.probability), 0.0).astype(x.dtype)
-
-
 def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[str, Any]:
     """Put a fresh adapter on a frozen model; its output is unchanged until the first update.
 
@@ -106,7 +87,7 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
     parameters = {"rank": lora.rank, "scale": update_scale(lora), "dropout": lora.dropout, "keys": keys}
     config = {"fine_tune_type": kind, "num_layers": count, "lora_parameters": parameters}
     mx.random.seed(seed)
-    _convert(model, config)
+    attach_layers(model, config)
     return config
 
 
@@ -139,7 +120,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
     is_full, from_peft = config["fine_tune_type"] == "full", not (folder / WEIGHTS).is_file()
     if from_peft:
         config["num_layers"] = peft.count_layers(weights, len(model.layers))
-    _convert(model, config)
+    attach_layers(model, config)
     expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
     if from_peft or "merge" in config["macft"]:  # these may leave out layers in between, which get an update of zero
         weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
@@ -313,13 +294,6 @@ def _inside(module: Any, trained_only: bool) -> Any:
     return module
 
 
-def set_dropout_keys(model: nn.Module, key: mx.array) -> None:
-    """Give every dropout its own key, derived from one."""
-    dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
-    for module, own in zip(dropouts, mx.random.split(key, max(1, len(dropouts))), strict=False):
-        module._key = own
-
-
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Change the dropout of every adapted layer."""
     for module in model.modules():
@@ -342,6 +316,9 @@ def compute_in_model_dtype(model: nn.Module) -> None:
 def _casting(kind: Any) -> type[nn.Module]:
     def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
         matrices = self.lora_a, self.lora_b
+        if all(matrix.dtype == x.dtype for matrix in matrices):
+            same: mx.array = kind.__call__(self, x, *indices, **named)
+            return same
         self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
         try:
             product: mx.array = kind.__call__(self, x, *indices, **named)
@@ -391,7 +368,12 @@ def _named(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
-def _convert(model: nn.Module, config: dict[str, Any]) -> None:
+def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:
+    """Put fresh layers for an adapter on a model, as its configuration says; one of a full model changes nothing.
+
+    Raises:
+        ModelError: DoRA on a base whose bits it does not support.
+    """
     if config.get("fine_tune_type") == "full":
         return
     is_dora = config["fine_tune_type"] == "dora"
@@ -402,6 +384,8 @@ def _convert(model: nn.Module, config: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, ADAPTED):
             module.dropout = KeyedDropout(config["lora_parameters"]["dropout"])
+        if type(module) is LoRALinear:
+            module.__class__ = add_in_product(cast(Any, LoRALinear))
     model.train(model.training)  # new layers are born in training mode
 
 

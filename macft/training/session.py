@@ -21,7 +21,9 @@ from macft.chat.generate import answer_batch
 from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
 from macft.data.chat_template import find_stop_ids
-from macft.data.prepare import Prepared, data_facts, prepare
+from macft.data.general import add_general
+from macft.data.hygiene.leaks import refuse_leaks
+from macft.data.prepare import Prepared, data_facts, prepare, with_siblings
 from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
 from macft.disk import write_atomic
@@ -36,7 +38,7 @@ from macft.models.load import load_model, load_tokenizer
 from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
-from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
+from macft.recipe import DataTable, KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
 from macft.run import Run, find_adapter
 from macft.state import fold
 from macft.training.checkpoint import ROWS, Checkpoints, Progress, are_finite
@@ -121,7 +123,7 @@ class Session:
         self.ranks = self.meet()
         self.tokenizer = load_tokenizer(self.folder)
         self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
-        data = self._prepare()
+        data = self._prepare(self._read_data(is_new=latest is None))
         self.checkpoints.world = self._world(data)
         self._require_same_world()
         changed = self.checkpoints.check_world(latest, accepted=self.accepted) if latest is not None else []
@@ -159,7 +161,18 @@ class Session:
         """Most tokens of a row."""
         return min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
 
-    def _prepare(self) -> Prepared:
+    def _read_data(self, *, is_new: bool) -> DataTable:
+        """Return the recipe's rows with the general ones it asks for; a new run refuses rows that are on two sides."""
+        table = with_siblings(self.recipe.data)
+        if is_new:
+            refuse_leaks(table)
+        found = add_general(table, home() / "cache" / "general")
+        if found.rows < found.wanted:
+            message = f"data.keep_general asks for {found.wanted:,} general rows, and there are {found.rows:,}"
+            self.emit(Warned(message=message, fix="data.general names more; none is trained on twice."))
+        return found.data
+
+    def _prepare(self, table: DataTable) -> Prepared:
         settings = (
             self.recipe.method,
             self._limit,
@@ -169,10 +182,10 @@ class Session:
         )
         data = prepare_once(
             home() / "cache" / "rows",
-            self.recipe.data,
+            table,
             settings,
             lambda: prepare(
-                self.recipe.data,
+                table,
                 self.tokenizer,
                 method=self.recipe.method,
                 max_seq_length=self._limit,

@@ -13,6 +13,7 @@ from textual.widgets import DataTable, Static
 from macft import api
 from macft.format import MISSING, count, duration, number, one_line
 from tui.actions import bindings
+from tui.draft import Draft
 from tui.messages import RunRow
 from tui.screens.ask import AskScreen
 from tui.screens.difference import DifferenceScreen
@@ -144,7 +145,14 @@ class HomeScreen(ListScreen):
     def action_again(self) -> None:
         """Open the run's recipe on Train."""
         if row := self.current:
-            self.studio.open_recipe(str(row.path / "recipe.toml"))
+            self.studio.open_draft(Draft(str(row.path / "recipe.toml")))
+
+    def action_compare(self) -> None:
+        """Ask Base and the run side by side, or the two that are marked."""
+        if len(self.marked) == 2:
+            self.studio.compare([str(path) for path in self.marked], base=False)
+        elif row := self.current:
+            self.studio.compare([str(row.path)], base=True)
 
     def action_note(self) -> None:
         """Write a note on the run."""
