@@ -119,7 +119,9 @@ class Session:
         planned = self._make_plan(data)
         self.emit(PhaseProgress(name="load"))
         if mx.default_device() == mx.gpu:  # shapes vary from batch to batch, and MLX would keep a buffer of each
-            mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
+            limit = read_machine().working_set_bytes
+            mx.set_memory_limit(limit)
+            mx.set_cache_limit(int(limit * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
         job = self._make_job(model, data, planned)
         progress = self._take_up(latest, job)
