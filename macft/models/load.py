@@ -44,7 +44,7 @@ with _file_limit_kept():
     import mlx_lm.utils
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def load_model(
@@ -182,7 +182,7 @@ def _dtype(name: str) -> mx.Dtype | None:
     if name == "auto":
         # Half precision is many times slower than float32 on MLX's CPU backend.
         return mx.float32 if mx.default_device() == mx.cpu else None
-    return _DTYPES.get(name)
+    return DTYPES.get(name)
 
 
 def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
