@@ -20,7 +20,7 @@ from macft.gallery import find_recipe
 from macft.keeper import crashed
 from macft.launcher import Launched, read_launch
 from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
-from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
+from macft.plan import Calibration, DataFacts, Plan, Scales, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
 from macft.recipe import DataTable, EvaluateTable, Recipe, dump_recipe, load_recipe
@@ -72,13 +72,17 @@ def plan(recipe: Recipe, *, mac: str = "", calibrated: bool = True) -> Plan:
     Args:
         recipe: What to do. Its rows are guessed from the files' sizes.
         mac: Plan for this Mac instead, like `M2 Air 16GB`; its times are estimates.
-        calibrated: Measure this machine's speed, once, for the time.
+        calibrated: Measure this machine's speed, once, for the time, and trace what the recipe's pass takes; this
+            takes MLX and a second. Without, bytes are counted, and there is no time.
 
     Raises:
         MacftError: The model's config is not here, data files are missing, or no such Mac is known.
     """
     facts, data, machine = _plan_facts(recipe, mac)
-    return make_plan(recipe, facts, data, machine, _calibration(mac, machine) if calibrated else None)
+    if not calibrated:
+        return make_plan(recipe, facts, data, machine)
+    scales = _trace(recipe, facts, data, machine)
+    return make_plan(recipe, facts, data, machine, _calibration(mac, machine), scales=scales)
 
 
 def fit(recipe: Recipe, *, mac: str = "") -> Recipe:
@@ -88,7 +92,12 @@ def fit(recipe: Recipe, *, mac: str = "") -> Recipe:
         DoesNotFit: No change is enough.
         MacftError: As for `plan`.
     """
-    return fit_recipe(recipe, *_plan_facts(recipe, mac))
+    while True:  # a changed recipe has traces of its own, which may want more
+        facts, data, machine = _plan_facts(recipe, mac)
+        fitted = fit_recipe(recipe, facts, data, machine, scales=_trace(recipe, facts, data, machine))
+        if fitted == recipe:
+            return recipe
+        recipe = fitted
 
 
 def launch(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> Run:
@@ -766,6 +775,13 @@ def _plan_facts(recipe: Recipe, mac: str) -> "tuple[ModelFacts, DataFacts, Machi
     return facts, data, machine
 
 
+def _trace(recipe: Recipe, facts: "ModelFacts", data: DataFacts, machine: MachineFacts) -> Scales:
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.training.trace import trace_scales
+
+    return trace_scales(recipe, facts, data, machine)
+
+
 def _calibration(mac: str, machine: MachineFacts) -> Calibration:
     from macft.macs import find_mac
     from macft.training.calibrate import calibrate
@@ -775,7 +791,7 @@ def _calibration(mac: str, machine: MachineFacts) -> Calibration:
 
 def _check_fit(recipe: Recipe, folder: Path) -> None:
     made = plan(recipe, calibrated=False)
-    if made.verdict == Verdict.DOES_NOT_FIT:
+    if made.verdict == Verdict.DOES_NOT_FIT and (made := plan(recipe)).verdict == Verdict.DOES_NOT_FIT:
         raise refusal(made)
     if (free := free_disk_bytes(folder)) < made.disk_bytes:
         needed = f"{made.disk_bytes / GIB:.1f} GB of disk, and {free / GIB:.1f} GB are free at {folder}"
