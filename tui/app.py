@@ -32,6 +32,7 @@ from tui.screens.home import HomeScreen
 from tui.screens.live import LiveScreen
 from tui.screens.models import ModelsScreen
 from tui.screens.train import FIRST_RECIPE, TrainScreen
+from tui.screens.voices import answering
 from tui.theme import DARK, LIGHT, NAMES
 
 SCREENS: tuple[type[StudioScreen], ...] = (
@@ -148,8 +149,12 @@ class Studio(App[None]):
         self.draft = draft
         self.action_go("train")
 
-    def compare(self, names: Sequence[str], *, base: bool) -> None:
-        """Load voices on Compare."""
+    def compare(self, rows: Sequence[RunRow], *, base: bool) -> None:
+        """Load runs on Compare: their results, or what they saved last."""
+        names = [name for row in rows if (name := answering(row))]
+        if len(names) < len(rows):
+            self.notify("It has saved nothing yet that could answer.", severity="warning")
+            return
         self.action_go("compare")
         if isinstance(self.screen, CompareScreen):
             self.screen.open(names, base=base)

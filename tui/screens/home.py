@@ -149,10 +149,11 @@ class HomeScreen(ListScreen):
 
     def action_compare(self) -> None:
         """Ask Base and the run side by side, or the two that are marked."""
-        if len(self.marked) == 2:
-            self.studio.compare([str(path) for path in self.marked], base=False)
+        marked = [row for path in self.marked if (row := self.studio.row_of(path))]
+        if len(marked) == 2:
+            self.studio.compare(marked, base=False)
         elif row := self.current:
-            self.studio.compare([str(row.path)], base=True)
+            self.studio.compare([row], base=True)
 
     def action_note(self) -> None:
         """Write a note on the run."""
