@@ -12,8 +12,10 @@ from macft.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    JobPlanned,
     Paused,
     PhaseProgress,
+    ResultWritten,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -37,6 +39,7 @@ class RunState:
         steps: Every update that counts, oldest first; the lists are never changed after they are handed out.
         best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
+        job: What a job is about to write, and `result` what it wrote.
     """
 
     status: str = "waiting"
@@ -52,6 +55,8 @@ class RunState:
     best: Evaluated | None = None
     checkpoint_step: int = 0
     scores: Scored | None = None
+    job: JobPlanned | None = None
+    result: ResultWritten | None = None
     ended: RunEnded | None = None
     updated: float = 0.0
 
@@ -85,6 +90,7 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
 _STATUS: dict[type[Event], str] = {
     RunResumed: "preparing",
     TrainingPlanned: "running",
+    JobPlanned: "running",
     StepDone: "running",
     Paused: "paused",
     WentOn: "running",
@@ -92,6 +98,8 @@ _STATUS: dict[type[Event], str] = {
 _LATEST: dict[type[Event], str] = {
     TrainingPlanned: "planned",
     PhaseProgress: "phase",
+    JobPlanned: "job",
+    ResultWritten: "result",
     Scored: "scores",
     RunEnded: "ended",
 }

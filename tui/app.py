@@ -24,6 +24,7 @@ from tui.follow import RunsWatcher
 from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
 from tui.rows import RowsChild
+from tui.screens.adapters import AdaptersScreen
 from tui.screens.data import DataScreen
 from tui.screens.frame import StudioScreen
 from tui.screens.help import HelpScreen
@@ -33,7 +34,14 @@ from tui.screens.models import ModelsScreen
 from tui.screens.train import FIRST_RECIPE, TrainScreen
 from tui.theme import DARK, LIGHT, NAMES
 
-SCREENS: tuple[type[StudioScreen], ...] = (HomeScreen, ModelsScreen, DataScreen, TrainScreen, LiveScreen)
+SCREENS: tuple[type[StudioScreen], ...] = (
+    HomeScreen,
+    ModelsScreen,
+    DataScreen,
+    TrainScreen,
+    LiveScreen,
+    AdaptersScreen,
+)
 RECIPES = {"sft": FIRST_RECIPE, "dpo": "dpo-lora-tone", "kto": "kto-lora-thumbs"}
 """What rows of a kind are trained with, when the recipe on Train is for others."""
 
