@@ -24,6 +24,7 @@ from tui.follow import RunsWatcher
 from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
 from tui.rows import RowsChild
+from tui.screens.adapters import AdaptersScreen
 from tui.screens.compare import CompareScreen
 from tui.screens.data import DataScreen
 from tui.screens.frame import StudioScreen
@@ -42,6 +43,7 @@ SCREENS: tuple[type[StudioScreen], ...] = (
     TrainScreen,
     LiveScreen,
     CompareScreen,
+    AdaptersScreen,
 )
 RECIPES = {"sft": FIRST_RECIPE, "dpo": "dpo-lora-tone", "kto": "kto-lora-thumbs"}
 """What rows of a kind are trained with, when the recipe on Train is for others."""
