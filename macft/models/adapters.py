@@ -22,12 +22,11 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from macft.disk import DISK, Bytes, Disk, write_file
+from macft.disk import DISK, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
 from macft.models.adapted import KeyedDropout, add_in_product
-from macft.models.headers import check_file
-from macft.models.shards import tensor_chunks
+from macft.models.tensors import check_tensors, load_tensors, save_tensors
 from macft.recipe import LoraTable
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -232,33 +231,6 @@ def write_adapter_files(
     write_file(folder / CONFIG, [json.dumps(written, indent=2).encode()], disk)
 
 
-def save_tensors(path: Path, tensors: dict[str, mx.array], disk: Disk = DISK) -> str:
-    """Write a safetensors file to the disk and return its SHA-256; equal tensors make equal files."""
-    digest = hashlib.sha256()
-
-    def hashed() -> Iterator[Bytes]:
-        for chunk in tensor_chunks(tensors):
-            digest.update(chunk)
-            yield chunk
-
-    write_file(path, hashed(), disk)
-    return digest.hexdigest()
-
-
-def load_tensors(path: Path) -> dict[str, mx.array]:
-    """Read a safetensors file.
-
-    Raises:
-        ModelError: It is missing or damaged.
-    """
-    check_file(path)
-    try:
-        loaded = mx.load(str(path), format="safetensors")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error})") from None
-    return cast(dict[str, mx.array], loaded)
-
-
 def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
     """Return the adapter's tensors by name: `lora_a` (in, r), `lora_b` (r, out), and DoRA's `m` (out)."""
     return {
@@ -327,45 +299,6 @@ def _casting(kind: Any) -> type[nn.Module]:
             self.lora_a, self.lora_b = matrices
 
     return type(kind.__name__, (kind,), {"__call__": call})
-
-
-def check_tensors(
-    found: dict[str, mx.array],
-    expected: dict[str, mx.array],
-    *,
-    where: Path,
-    complete: bool = True,
-    same_dtype: bool = False,
-) -> None:
-    """Compare names, shapes, types and finiteness of loaded tensors with the model's.
-
-    Args:
-        found: By name.
-        expected: The model's own.
-        where: The file, for the message.
-        complete: Whether all of the model's must be there.
-        same_dtype: Whether the types must be the model's; else it is enough that floating-point numbers stay such.
-
-    Raises:
-        ModelError: With the first three tensors that differ.
-    """
-    wrong = [f"{name} is missing" for name in expected if complete and name not in found]
-    for name, value in found.items():
-        if name not in expected:
-            wrong.append(f"{name} has no place in the model")
-        elif value.shape != expected[name].shape:
-            wrong.append(f"{name} has shape {value.shape}, the model's is {expected[name].shape}")
-        elif value.dtype != expected[name].dtype and (same_dtype or not mx.issubdtype(value.dtype, mx.floating)):
-            wrong.append(f"{name} has type {_named(value.dtype)}, the model's is {_named(expected[name].dtype)}")
-        elif not mx.isfinite(value).all().item():
-            wrong.append(f"{name} holds NaN or infinity")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(f"{where} does not fit the model: {'; '.join(wrong[:3])}{more}")
-
-
-def _named(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macft.disk import DISK, Disk, flush, old_folders, replace_folder, restore_folder, write_atomic, write_file
 from macft.errors import CheckpointDamaged, ModelError, RunError
 from macft.events import share_preferred
-from macft.models.adapters import check_tensors, load_tensors, save_tensors
+from macft.models.tensors import check_tensors, load_tensors, save_tensors
 
 LATEST, BEST = "latest", "best"
 ROWS = ("training rows", "validation rows")

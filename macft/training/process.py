@@ -21,6 +21,7 @@ from macft.keeper import is_out_of_memory
 from macft.launcher import Launched, read_launch
 from macft.recipe import Recipe, dump_recipe, load_recipe
 from macft.run import Journal, Run
+from macft.training.vitals import keep_awake
 
 if TYPE_CHECKING:
     from macft.training.distributed import Ranks
@@ -80,6 +81,7 @@ def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = No
     os.umask(0o077)  # whatever training leaves behind may hold text of rows
     with run.lock(lock):
         requests, journal = Requests(run), Journal(run)
+        keep_awake(os.getpid())
         if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
             journal(PhaseProgress(name="start"))
         try:

@@ -28,18 +28,18 @@ from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
 from macft.disk import write_atomic
 from macft.errors import ModelError, Problem, RecipeError, RunError, Stopped
-from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
+from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, StepDone, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import adapter_hash, count_values
+from macft.models.adapters import count_values
 from macft.models.catalog import resolve
-from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
+from macft.models.describe import describe, describe_as_loaded, tokenizer_hash
 from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_tokenizer
 from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
 from macft.recipe import DataTable, KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
-from macft.run import Run, find_adapter
+from macft.run import Run
 from macft.state import fold
 from macft.training.checkpoint import ROWS, Checkpoints, Progress, are_finite
 from macft.training.distributed import ALONE, Ranks, SharedRequests
@@ -48,20 +48,11 @@ from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.reference import ReferencePass, as_reference, refer, refers_to_start
 from macft.training.result import score, write_adapter, write_model
-from macft.training.signs import list_signs
+from macft.training.signs import list_signs, thinned
+from macft.training.trace import trace_scales
 from macft.training.trainable import make_trainable
-
-FREE_TO_CHANGE = {
-    "checkpoint",
-    "evaluate",
-    "data",
-    "model",
-    "micro_batch_size",
-    "recompute",
-    "compile",
-    "max_chosen_fall",
-}
-"""Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
+from macft.training.vitals import Vitals
+from macft.training.world import make_world, recipe_keys
 
 TELL_SECONDS = 0.2
 """Least time between two events of a phase, its first and last apart."""
@@ -78,6 +69,7 @@ class Session:
         requests: Asked often: what the user wants done since the last call.
         meet: Brings the ranks together that train this run, once it is known that it can go on.
         accept_new_data: Whether to go on although the rows are others.
+        vitals: Looks at the machine after each update.
 
     Raises:
         MacftError: Data, model or recipe make it impossible; nothing was trained.
@@ -92,7 +84,9 @@ class Session:
         requests: Requests,
         meet: Callable[[], Ranks] = lambda: ALONE,
         accept_new_data: bool = False,
+        vitals: Vitals | None = None,
     ) -> None:
+        self.vitals = vitals or Vitals()
         self.recipe, self.run_folder, self.emit, self.requests = recipe, run, emit, requests
         self.meet, self.ranks = meet, ALONE
         self.accepted = ROWS if accept_new_data else ()
@@ -102,7 +96,7 @@ class Session:
             run.checkpoints,
             keep=recipe.checkpoint.keep,
             world={},
-            defaults=_by_key(type(recipe).model_construct(model="")),
+            defaults=recipe_keys(type(recipe).model_construct(model="")),
             disk=run.disk,
         )
 
@@ -113,18 +107,22 @@ class Session:
             fix = f"Going on from {latest or 'the start'}."
             self.emit(Warned(message=f"checkpoint {damaged[0]} is damaged", fix=fix))
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
+        for warned in self.vitals.start() if latest is None else ():
+            self.emit(warned)
         self._refuse_untrainable()
         self.ranks = self.meet()
         self.tokenizer = load_tokenizer(self.folder)
         self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
         data = self._prepare(self._read_data(is_new=latest is None))
-        self.checkpoints.world = self._world(data)
+        self.checkpoints.world = make_world(self.recipe, self.folder, data)
         self._require_same_world()
         changed = self.checkpoints.check_world(latest, accepted=self.accepted) if latest is not None else []
         planned = self._make_plan(data)
         self.emit(PhaseProgress(name="load"))
         if mx.default_device() == mx.gpu:  # shapes vary from batch to batch, and MLX would keep a buffer of each
-            mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
+            limit = read_machine().working_set_bytes
+            mx.set_memory_limit(limit)
+            mx.set_cache_limit(int(limit * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
         job = self._make_job(model, data, planned)
         progress = self._take_up(latest, job)
@@ -278,7 +276,10 @@ class Session:
     def _make_plan(self, data: Prepared) -> Plan:
         """Plan with the rows as they are, keep the plan in the run's folder, and say when it does not fit."""
         facts = describe_as_loaded(self.folder, quantize=self.recipe.quantize)
-        made = plan(self.recipe, facts, data_facts(data), read_machine())
+        known = self.recipe, facts, data_facts(data), read_machine()
+        made = plan(*known)
+        if made.verdict != Verdict.FITS or made.recompute not in {"none", self.recipe.recompute}:
+            made = plan(*known, scales=trace_scales(*known))  # it is close: what is counted may be off by a tenth
         if self.ranks.leads:
             plan_json = json.dumps({"schema": 1, **asdict(made)}, indent=2).encode()
             with suppress(OSError):  # a full disk: to train, nobody needs it
@@ -287,19 +288,6 @@ class Session:
             error = refusal(made)
             self.emit(Warned(message=error.message, fix="It may run out of memory."))
         return made
-
-    def _world(self, data: Prepared) -> dict[str, str]:
-        """Return what a checkpoint stands on, by name."""
-        start = self.recipe.start_from if self.recipe.adapter != "full" else None
-        return _by_key(self.recipe) | {
-            "base model": fingerprint(self.folder),
-            "tokenizer": tokenizer_hash(self.folder),
-            "evaluate.metric": self.recipe.evaluate.metric,
-            "start adapter": adapter_hash(find_adapter(start, runs_folder())) if start else "none",
-            "chat template": template_hash(self.folder),
-            "training rows": data.train.fingerprint,
-            "validation rows": data.valid.fingerprint,
-        }
 
     def _require_same_world(self) -> None:
         """Refuse ranks that would train something else, or in another order of evaluations."""
@@ -341,8 +329,11 @@ class Session:
                 ending: Ending = end.value
                 return ending
             self.emit(event)
+            if isinstance(event, StepDone):
+                for warned in self.vitals.look(event):
+                    self.emit(warned)
             if isinstance(self.recipe, PreferenceRecipe):
-                state = fold([event], state)
+                state = thinned(fold([event], state))
                 for sign in list_signs(self.recipe, state):
                     self.emit(sign)
                     state = fold([sign], state)
@@ -402,15 +393,6 @@ class Session:
         base = load_model(self.folder, compute_dtype=self.recipe.compute_dtype)[0] if full else None
         limit, tell = self.recipe.evaluate.max_tokens, self._teller("answer")
         self.emit(score(model, base, self.tokenizer, data.test, max_tokens=limit, progress=tell))
-
-
-def _by_key(recipe: Recipe) -> dict[str, str]:
-    """Return what of a recipe must not change while a run goes on, by dotted key."""
-    flat: dict[str, str] = {}
-    for name, value in recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE).items():
-        parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        flat |= {key: str(part) for key, part in parts.items()}
-    return flat
 
 
 def _versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ class Patient:
 
 
 class WatchedObjective:
-    """An objective that counts how often it is traced, and hands its sums to whoever wants to spoil them."""
+    """An objective that counts how often training traces it, and hands its sums to whoever wants to spoil them."""
 
     def __init__(self, inner: Objective, spoil: Callable[[nn.Module, mx.array], mx.array]) -> None:
         self.inner, self.spoil = inner, spoil
@@ -40,7 +40,7 @@ class WatchedObjective:
         return self.inner.survey(model, batch)
 
     def sums(self, model: nn.Module, batch: Any, whole: mx.array, key: mx.array) -> Sums:
-        self.traces += 1
+        self.traces += model.training
         sums = self.inner.sums(model, batch, whole, key)
         return sums._replace(loss=self.spoil(model, sums.loss))
 

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from macft.errors import RunError
 from macft.events import CheckpointSaved, Event, StepDone, StepSkipped, Warned
-from macft.models.adapters import load_tensors
+from macft.models.tensors import load_tensors
 from macft.training.checkpoint import Checkpoints, Progress, are_finite
 from tests.faults.sessions import WatchedSession
 from tests.faults.test_checkpoint_calls import model_at

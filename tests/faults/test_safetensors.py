@@ -11,8 +11,8 @@ import pytest
 from safetensors import SafetensorError, deserialize
 
 from macft.errors import ModelError
-from macft.models.adapters import load_tensors, save_tensors
 from macft.models.headers import check_file
+from macft.models.tensors import load_tensors, save_tensors
 
 SMALL = [0, 1, 2, 3, 4, 6, 8, 16, 48, 96]
 NUMBERS = [*SMALL, 2**31, 2**32, 2**63, 2**64 - 1, 2**64, 2**70, -1, 1.0, 1e2, True, None, "4"]

@@ -11,7 +11,7 @@ import pytest
 
 from macft.errors import RunError
 from macft.events import StepDone
-from macft.models.adapters import load_tensors, save_tensors
+from macft.models.tensors import load_tensors, save_tensors
 from macft.recipe import dump_recipe, load_recipe, make_recipe
 from macft.run import Run
 from macft.training.process import run_to_end

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from macft.events import RunEnded
-from macft.models.adapters import WEIGHTS, load_tensors
+from macft.models.adapters import WEIGHTS
+from macft.models.tensors import load_tensors
 from macft.recipe import dump_recipe, load_recipe, make_recipe
 from macft.run import Run
 from macft.training.checkpoint import LATEST, Checkpoints

@@ -19,8 +19,9 @@ from macft.chat.panes import Sampling
 from macft.chat.session import open_chat
 from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError, Stopped
 from macft.events import Evaluated, Event, RunEnded, Sampled, Scored, StepDone, StepSkipped, TrainingPlanned, Warned
-from macft.models.adapters import CONFIG, WEIGHTS, load_adapter, load_tensors
+from macft.models.adapters import CONFIG, WEIGHTS, load_adapter
 from macft.models.load import load_model
+from macft.models.tensors import load_tensors
 from macft.recipe import dump_recipe, make_recipe
 from macft.run import Run
 from macft.training.checkpoint import LATEST
