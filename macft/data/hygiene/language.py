@@ -108,9 +108,11 @@ def find_language(text: str, *, english: int) -> str:
     found = [language for word in words if (language := _LANGUAGE_OF.get(word))]
     if not found:
         return ""
-    (name, hits), *others = Counter(found).most_common(2)
-    if others and hits < _SURE * others[0][1]:
-        return ""
+    name, hits = found[0], found.count(found[0])
+    if hits < len(found):
+        (name, hits), (_, next_hits), *_ = Counter(found).most_common(2)
+        if hits < _SURE * next_hits:
+            return ""
     return name if hits >= (english if name == "English" else _FEWEST) else ""
 
 
