@@ -13,6 +13,7 @@ from macft.events import (
     Evaluated,
     Event,
     JobPlanned,
+    MemoryRanOut,
     Paused,
     PhaseProgress,
     ResultWritten,
@@ -40,6 +41,7 @@ class RunState:
         best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
         job: What a job is about to write, and `result` what it wrote.
+        micro_batch_divisor: What a forward pass's rows and tokens are divided by, since memory ran out.
     """
 
     status: str = "waiting"
@@ -57,6 +59,7 @@ class RunState:
     scores: Scored | None = None
     job: JobPlanned | None = None
     result: ResultWritten | None = None
+    micro_batch_divisor: int = 1
     ended: RunEnded | None = None
     updated: float = 0.0
 
@@ -124,7 +127,9 @@ def _apply(values: dict[str, Any], event: Event) -> None:
     values["status"] = _STATUS.get(kind, values["status"])
     match event:
         case RunStarted():
-            values.update(_values_of(RunState(status="preparing", started=event, updated=event.time)))
+            divisor = values["micro_batch_divisor"]
+            fresh = RunState(status="preparing", started=event, updated=event.time, micro_batch_divisor=divisor)
+            values.update(_values_of(fresh))
         case RunResumed():
             values.update(_rewound(values, event.step))
         case StepDone() | StepSkipped():
@@ -133,6 +138,8 @@ def _apply(values: dict[str, Any], event: Event) -> None:
             values["best"] = event
         case CheckpointSaved():
             values["checkpoint_step"] = event.step
+        case MemoryRanOut():
+            values["micro_batch_divisor"] = event.micro_batch_divisor
         case RunEnded():
             values["status"] = event.status
         case _:

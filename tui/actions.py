@@ -36,8 +36,10 @@ class Action(NamedTuple):
     in_footer: bool = True
 
 
-SCREENS = {"home": 1, "models": 2, "data": 3, "train": 4, "live": 5, "adapters": 7}
-"""Modes of the app, with their digits; 6 is kept for compare."""
+SCREENS = {"home": 1, "models": 2, "data": 3, "train": 4, "live": 5, "compare": 6, "adapters": 7}
+"""Modes of the app, with their digits."""
+PARTS = {"compare": ("verdict",)}
+"""Scopes of parts of a screen that have keys of their own while they have the focus."""
 
 ACTIONS: dict[str, tuple[Action, ...]] = {
     EVERYWHERE: (
@@ -52,6 +54,7 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("open", "enter", "open", "Open", "Open the run, and follow it if it is going on."),
         Action("resume", "r", "resume", "Resume", "Go on with a stopped or crashed run from its last checkpoint."),
         Action("stop", "s", "stop", "Stop", "Let the run finish its step, save and end."),
+        Action("compare", "c", "compare", "Compare", "Ask Base and the run, or the two marked runs, side by side."),
         Action("again", "a", "again", "Again", "Open the run's recipe on Train, to start another with changes."),
         Action("mark", "space", "mark", "Mark", "Mark two runs, to compare what they did.", in_footer=False),
         Action(
@@ -165,7 +168,32 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
             "Show the next sample prompt.",
             in_footer=False,
         ),
+        Action("compare", "c", "compare", "Compare", "Ask Base and the run the same, side by side.", in_footer=False),
         Action("detach", "d,escape", "app.go('home')", "Leave", "Go back to the runs; this one goes on."),
+    ),
+    "compare": (
+        Action("voices", "v", "voices", "Voices", "Choose who answers: runs, checkpoints, models."),
+        Action("say", "i", "focus_say", "Type", "Go to the line where a message is written; esc leaves it."),
+        Action("next", "n", "next", "Next", "Show the next prompt of the list."),
+        Action("anew", "ctrl+n", "anew", "New", "Begin a new talk."),
+        Action("again", "ctrl+g", "again", "Again", "Ask the last question again, with the settings as they are."),
+        Action("settings", "ctrl+o", "settings", "Settings", "Change the system prompt and the sampling."),
+        Action("prompts", "ctrl+l", "prompts", "List", "Ask a file of prompts, and judge the answers one by one."),
+        Action("blind", "ctrl+t", "blind", "Blind", "Hide names until the verdict, or show them.", in_footer=False),
+        Action("undo", "u", "undo", "Undo", "Take the last verdict back, out of its file too.", in_footer=False),
+        Action("winner", "w", "winner", "Go on", "Go on in all panes from the better answer.", in_footer=False),
+        Action("train", "t", "train", "Train DPO", "Put a DPO run on the picks into Train.", in_footer=False),
+        Action("link", "l", "link", "Link", "Scroll the panes together, or each by itself.", in_footer=False),
+        Action("restart", "ctrl+r", "restart", "Restart", "Start the models' process anew.", in_footer=False),
+    ),
+    "verdict": (
+        Action("first", "1", "screen.judge('1')", "A", "A is better.", in_footer=False),
+        Action("second", "2", "screen.judge('2')", "B", "B is better.", in_footer=False),
+        Action("tie", "0", "screen.judge('tie')", "Tie", "Both are as good.", in_footer=False),
+        Action("both_bad", "x", "screen.judge('both bad')", "Both bad", "Neither is good.", in_footer=False),
+        Action("edit", "e", "screen.edit", "Edit", "Edit the winner: it becomes the chosen answer.", in_footer=False),
+        Action("up", "up", "screen.scroll(-1)", "Up", "Scroll the answers up.", in_footer=False),
+        Action("down", "down", "screen.scroll(1)", "Down", "Scroll the answers down.", in_footer=False),
     ),
 }
 """Actions by scope: a screen's, or everywhere's."""
@@ -188,7 +216,8 @@ def bindings(scope: str) -> list[Binding]:
 
 def actions_of(screen: str) -> Iterator[Action]:
     """Yield what can be done on a screen, its own actions first."""
-    yield from ACTIONS.get(screen, ())
+    for scope in (screen, *PARTS.get(screen, ())):
+        yield from ACTIONS.get(scope, ())
     yield from ACTIONS[EVERYWHERE]
 
 

@@ -6,7 +6,7 @@ else is a screen's.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
 from tui.rows import RowsChild
 from tui.screens.adapters import AdaptersScreen
+from tui.screens.compare import CompareScreen
 from tui.screens.data import DataScreen
 from tui.screens.frame import StudioScreen
 from tui.screens.help import HelpScreen
@@ -32,6 +33,7 @@ from tui.screens.home import HomeScreen
 from tui.screens.live import LiveScreen
 from tui.screens.models import ModelsScreen
 from tui.screens.train import FIRST_RECIPE, TrainScreen
+from tui.screens.voices import answering
 from tui.theme import DARK, LIGHT, NAMES
 
 SCREENS: tuple[type[StudioScreen], ...] = (
@@ -40,6 +42,7 @@ SCREENS: tuple[type[StudioScreen], ...] = (
     DataScreen,
     TrainScreen,
     LiveScreen,
+    CompareScreen,
     AdaptersScreen,
 )
 RECIPES = {"sft": FIRST_RECIPE, "dpo": "dpo-lora-tone", "kto": "kto-lora-thumbs"}
@@ -52,6 +55,8 @@ class Studio(App[None]):
     Args:
         runs: Where the runs are; left out, macft's own folder.
         now: The clock that ages are told from.
+        worker: Starts the child that loads models; left out, macft's own.
+        seed: Fixes who sits where in blind comparisons; left out, nobody can know it.
         start_rows: Starts the child that reads rows.
     """
 
@@ -71,11 +76,14 @@ class Studio(App[None]):
         runs: Path | None = None,
         *,
         now: Callable[[], float] = time.time,
+        worker: Sequence[str] = (),
+        seed: int | None = None,
         start_rows: Callable[[], RowsChild] = api.start_rows,
     ) -> None:
         super().__init__()
+        self.now, self.seed = now, seed
+        self.worker = worker or api.worker_command()
         self.start_rows = start_rows
-        self.now = now
         self.runs_folder = runs or runs_folder()
         self.rows: tuple[RunRow, ...] = ()
         self.open_path: Path | None = None
@@ -142,6 +150,16 @@ class Studio(App[None]):
         """Show a recipe in the making on Train."""
         self.draft = draft
         self.action_go("train")
+
+    def compare(self, rows: Sequence[RunRow], *, base: bool) -> None:
+        """Load runs on Compare: their results, or what they saved last."""
+        names = [name for row in rows if (name := answering(row))]
+        if len(names) < len(rows):
+            self.notify("It has saved nothing yet that could answer.", severity="warning")
+            return
+        self.action_go("compare")
+        if isinstance(self.screen, CompareScreen):
+            self.screen.open(names, base=base)
 
     def action_go(self, name: str) -> None:
         """Go to a screen."""

@@ -13,13 +13,16 @@ from typing import Any
 import tomlkit
 
 from macft import api
+from macft.chat.panes import Voice
+from macft.disk import write_atomic
 from macft.errors import RecipeError
 from macft.gallery import find_recipe
-from macft.recipe import Recipe
-from macft.run import write_atomic
+from macft.recipe import Recipe, to_toml
 
 PLACES = {"data.train", "data.valid", "data.test"}
 """Keys whose values are paths; a person's paths are relative to where the studio was opened."""
+FROM_ADAPTER, FROM_MODEL = "dpo-lora-devils", "dpo-lora-tone"
+"""Recipes of the gallery that picks are trained with: after another run, and without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,26 @@ class Draft:
                 target = target.setdefault(table, tomlkit.table())
             target[name] = tomllib.loads(f"value = {_as_toml(key, value)}")["value"]
         write_atomic(path, tomlkit.dumps(document).encode())
+
+
+def draft_for_picks(picks: Path, voice: Voice) -> Draft:
+    """Return a DPO recipe on what people picked, which goes on from the voice that is to become better.
+
+    Raises:
+        MacftError: The recipe that made the voice cannot be read.
+    """
+    rows = {"data.train": to_toml([str(picks)]), "data.valid": "[]", "data.valid_fraction": "0.1"}
+    if voice.adapter is None:
+        return Draft(FROM_MODEL, {"model": to_toml(voice.model_path), **rows})
+    edits = {"model": to_toml(voice.model_path), "start_from": to_toml(voice.adapter)}
+    adapter = Path(voice.adapter)
+    run = next((folder for folder in adapter.parents[:2] if (folder / "recipe.toml").is_file()), None)
+    if run:
+        made = api.read_recipe(str(run / "recipe.toml"))
+        edits |= {"model": to_toml(made.model), "start_from": to_toml(str(run)), "adapter": to_toml(made.adapter)}
+        edits |= {"lora.rank": str(made.lora.rank), "lora.alpha": f"{made.lora.alpha:g}"}
+        edits |= {"quantize": str(made.quantize)} if made.quantize else {}
+    return Draft(FROM_ADAPTER, {**edits, **rows})
 
 
 def look_up(values: dict[str, Any], key: str) -> str:

@@ -1,257 +1,254 @@
-"""`macft _rows`: a child that reads, tokenizes and rewrites rows for a program that does not load transformers.
+"""The commands on rows as text: check, clean, split, mix, replay.
 
-The rule: a line in is a request, a line out answers it, in order, and nothing else is on stdout. No answer takes much
-longer than `SECONDS`: what takes longer is done in parts, and the program asks for the next one.
-
-Every request has a `type`; an answer is an object, with `message`, `fix` and `exit_code` when something is wrong.
-
-- `open` reads rows (`data`: a recipe's data table, of which `train` is read; `model`; `method`, told by the first row
-  when left out; `max_seq_length`). The answer: `files`, `method`, `flags` (names of the bits), `limit`, `total`
-  (a guess), `longer`: what becomes of rows that are too long.
-- `more`: the next rows in short, in the order of `survey.Seen`, as `rows`; `said` has, by number, why a row cannot be
-  used or teaches nothing; `is_done`.
-- `find` looks from row `after` on for `words`: `words`, `rows`, `after` to go on from, `is_done`.
-- `show` returns row `row`: `where`, `raw` (as it stands in the file), `parts` of `kind`, `count`, `supervised` and
-  `tokens` ([text, ids, is trained]; `count` of them from `start` on), `said`, `oddness`. With `text` instead of what
-  the file says: the row as it would be then, and `seen`.
-- `save` writes a copy into `folder` (`dropped`: numbers, `edited`: number to JSON, `valid_fraction`); `save` without a
-  folder goes on; `train`, `valid`, `dropped`, `unusable` rows so far, `is_done`.
+The rule: as in `main`, a command is one call of `macft.api`, and its answer shown.
 """
 
-import json
-import os
-import signal
-import sys
-import time
-from itertools import islice
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from macft.cli.diagnostics import explain
-from macft.data.examples import RowProblem
-from macft.data.inspect import Piece, detect, list_tokens
-from macft.data.places import Place
-from macft.data.prepare import with_siblings
-from macft.data.rewrite import Rewrite, read_edited
-from macft.data.survey import FLAGS, Survey, contains, describe_oddness, roles_of
-from macft.errors import DataError, MacftError, Problem, RecipeError
-from macft.machine import home
-from macft.recipe import DataTable
+from macft import api
+from macft.chat.panes import Sampling
+from macft.cli import tables
+from macft.cli.arguments import STDIN, AsJson, Files, Method, Positive, Strings, TrainOn, choose_model, read_data_table
+from macft.cli.compare import Sampled
+from macft.cli.prepare import data, show_progress
+from macft.cli.render import narrate
+from macft.errors import DataError, Problem
+from macft.format import one_line
 
-SECONDS = 0.2
-MOST_SAID = 1000
-"""Reasons that are told with the rows; `show` tells those of the others."""
-MOST_RAW = 20_000
+if TYPE_CHECKING:
+    from macft.data.hygiene.findings import HygieneReport
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_NAMED_ROWS, _NAMED_LABELS = 5, 8
+_MARKS = {"bad": "✘", "warn": "▲"}
 
 
-class _Open(_Strict):
-    type: Literal["open"]
-    data: DataTable
-    model: str
-    method: str | None = None
-    max_seq_length: int = Field(default=2048, ge=1)
+@data.command(name="check")
+def check_data(
+    files: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    held_out: Files | None = None,
+    near: Annotated[bool, Parameter(negative="--no-near")] = True,
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    goal: str = "",
+    model: str | None = None,
+    method: Method | None = None,
+    max_seq_length: Annotated[int, Parameter(validator=Number(gte=8))] = 2048,
+    train_on: TrainOn = "assistant",
+    strings: Strings = "text",
+    json: AsJson = False,
+    plain: bool = False,
+) -> int:
+    """Look for what is wrong with rows, and say what they are good for; with --model, tokenize them too.
 
-
-class _More(_Strict):
-    type: Literal["more"]
-
-
-class _Find(_Strict):
-    type: Literal["find"]
-    words: list[str] = Field(min_length=1)
-    after: int = Field(default=0, ge=0)
-
-
-class _Show(_Strict):
-    type: Literal["show"]
-    row: int = Field(ge=1)
-    start: int = Field(default=0, ge=0)
-    count: int = Field(default=1000, ge=1)
-    text: str | None = None
-
-
-class _Save(_Strict):
-    type: Literal["save"]
-    folder: str = ""
-    dropped: list[int] = []
-    edited: dict[int, str] = {}
-    valid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-
-
-_Requests = _Open | _More | _Find | _Show | _Save
-_READER: TypeAdapter[_Requests] = TypeAdapter(Annotated[_Requests, Field(discriminator="type")])
-Answer = dict[str, Any]
-
-
-class RowsWorker:
-    """Answers requests, one after the other."""
-
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self.seconds = seconds
-        self._survey: Survey | None = None
-        self._rewrite: Rewrite | None = None
-        self._found: tuple[object, Any] = (None, None)
-
-    def answer(self, line: str) -> Answer:
-        """Answer one line; an error is an answer."""
-        try:
-            return self._answer(_read(line))
-        except MacftError as error:
-            return {"message": error.message, "fix": error.fix, "exit_code": error.exit_code}
-        except Exception as error:
-            message, exit_code = explain(error)
-            return {"message": message.removeprefix("macft: "), "fix": "", "exit_code": exit_code}
-
-    def _answer(self, request: _Requests) -> Answer:
-        match request:
-            case _Open():
-                return self._open(request)
-            case _More():
-                return self._more()
-            case _Find():
-                return self._find(request)
-            case _Show():
-                return self._show(request)
-            case _Save():
-                return self._save(request)
-
-    @property
-    def survey(self) -> Survey:
-        """The rows that are open."""
-        if self._survey is None:
-            raise MacftError("no rows are open", fix="`open` them first.")
-        return self._survey
-
-    def _open(self, request: _Open) -> Answer:
-        from macft.models.catalog import resolve
-        from macft.models.describe import describe
-        from macft.models.load import load_tokenizer
-
-        self._survey, self._found = None, (None, None)
-        if not request.data.train:
-            raise DataError([Problem("data.train", "names no file")])
-        folder = resolve(request.model, home())
-        facts, data = describe(folder, without_weights=True), with_siblings(request.data)
-        method = request.method or detect(data)
-        limit = min(request.max_seq_length, facts.context or request.max_seq_length)
-        survey = Survey(data, load_tokenizer(folder), method=method, max_seq_length=limit, vocab_size=facts.vocab_size)
-        self._survey = survey
-        longer = "split" if method == "pretrain" else data.too_long
-        held = {name: getattr(data, name) for name in ("valid", "test") if getattr(data, name)}
-        told = {"method": method, "flags": FLAGS, "limit": limit, "total": survey.total, "longer": longer}
-        return {**told, "train": data.train, "held_out": held}
-
-    def _more(self) -> Answer:
-        survey, before = self.survey, len(self.survey)
-        rows = survey.go_on(self.seconds)
-        said = {
-            number: survey.problems[number]
-            for number in range(before + 1, len(survey) + 1)
-            if number in survey.problems and len(survey.problems) <= MOST_SAID
-        }
-        return {"rows": rows, "said": said, "files": survey.files, "is_done": survey.is_done}
-
-    def _find(self, request: _Find) -> Answer:
-        words = [word.lower() for word in request.words]
-        key, rows = self._found
-        if key != (words, request.after):
-            rows = islice(enumerate(self.survey.read(), start=1), request.after, None)
-        found, number, deadline = list[int](), request.after, time.monotonic() + self.seconds
-        for number, (_, row) in rows:
-            if contains(row, words):
-                found.append(number)
-            if time.monotonic() > deadline:
-                break
-        else:
-            return {"words": words, "rows": found, "after": number, "is_done": True}
-        self._found = ((words, number), rows)
-        return {"words": words, "rows": found, "after": number, "is_done": False}
-
-    def _show(self, request: _Show) -> Answer:
-        survey = self.survey
-        if request.row > len(survey):
-            raise DataError([Problem("row", f"{request.row:,} was not read yet")])
-        place, known = survey.place(request.row), survey.problems.get(request.row, "")
-        told: Answer = {"row": request.row, "start": request.start, "where": _where(place)}
-        try:
-            row = survey.places.read(place)
-        except DataError as error:
-            raw = survey.places.line(place).decode("utf-8", "replace")[:MOST_RAW] if place.line else ""
-            return {**told, "raw": raw, "parts": [], "oddness": "", "said": known or error.problems[0].what}
-        if request.text is not None:
-            row = read_edited(request.text, row)
-        seen, why = survey.look(row)
-        raw = json.dumps(row.value, ensure_ascii=False, indent=2, default=str)[:MOST_RAW]
-        parts, oddness = list[Answer](), ""
-        try:
-            parts = [self._part(piece, request) for piece in survey.pieces(row)]
-            oddness = describe_oddness(roles_of(survey.reader.parse(row)[0]))
-        except RowProblem as problem:
-            why = why or problem.what
-        return {**told, "raw": raw, "parts": parts, "oddness": oddness, "said": why, "seen": seen}
-
-    def _part(self, piece: Piece, request: _Show) -> Answer:
-        tokens = list_tokens(piece.encoded, self.survey.reader.settings.tokenizer, request.start, request.count)
-        count, supervised = len(piece.encoded.ids), int(piece.encoded.mask.sum())
-        return {"kind": piece.kind, "count": count, "supervised": supervised, "tokens": tokens}
-
-    def _save(self, request: _Save) -> Answer:
-        if request.folder:
-            if self._rewrite:
-                self._rewrite.close()
-            self._rewrite = Rewrite(
-                self.survey,
-                Path(request.folder),
-                dropped=request.dropped,
-                edited=request.edited,
-                valid_fraction=request.valid_fraction,
-            )
-        if self._rewrite is None:
-            raise MacftError("nothing is being saved", fix="`save` with a folder first.")
-        try:
-            written = self._rewrite.go_on(self.seconds)
-        except BaseException:
-            self._rewrite.close()
-            self._rewrite = None
-            raise
-        is_done, folder = self._rewrite.is_done, str(self._rewrite.folder)
-        if is_done:
-            self._rewrite.close()
-            self._rewrite = None
-        return {**written._asdict(), "folder": folder, "is_done": is_done}
-
-
-def run_rows() -> int:
-    """Answer requests on stdin until it ends (`macft _rows`); returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for whoever asks
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is not an answer
-    worker = RowsWorker()
-    for line in sys.stdin:
-        try:
-            out.write(json.dumps(worker.answer(line), ensure_ascii=False) + "\n")
-            out.flush()
-        except BrokenPipeError:  # whoever asks is gone
-            break
+    Args:
+        files: Files or folders of rows; - reads JSONL from stdin.
+        held_out: Files or folders that are not trained on; rows that stand on both sides are leaks.
+        near: Compare rows for being nearly the same; --no-near leaves it out.
+        all_: Print every finding, a line each.
+        goal: What the model is to do, in your words, for the advice.
+        model: Tokenize and count as training with this model would.
+        method: With a model: what the rows are for; told by the first row when left out.
+        max_seq_length: With a model: longest row in tokens; 2048 when left out.
+        train_on: With a model: which tokens are trained on; assistant when left out.
+        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
+        json: Print JSON.
+        plain: Lines instead of bars.
+    """
+    wanted = read_data_table(files, train_on=train_on, strings=strings)
+    aside = read_data_table(held_out or []).train
+    with show_progress(plain=plain) as tell:
+        report = api.check_rows(wanted.train, aside, near=near, progress=tell)
+        tokens, refused = None, None
+        if model and wanted.train != ["-"]:
+            count = partial(api.check_data, wanted, method=method, max_seq_length=max_seq_length)
+            try:
+                tokens = count(model=choose_model(model), progress=partial(tell, "tokenize"))
+            except DataError as error:
+                refused = error
+    advice = api.advise(report, goal)
+    if json:
+        tables.print_json({**report.to_dict(), **(tokens.to_dict() if tokens else {}), "advice": advice})
+    else:
+        tables.print_lines(finding_lines(report) if all_ else hygiene_lines(report))
+        tables.print_lines(["", *tables.report_lines(tokens)] if tokens else [])
+        tables.print_lines(["", *(f"· {line}" for line in advice)])
+    unreadable = [Problem(finding.where, finding.what) for finding in report.list("unreadable")]
+    if refused or unreadable:
+        raise refused or DataError(unreadable, fix="`macft data clean` leaves them out.")
     return 0
 
 
-def _where(place: Place) -> str:
-    name = Path(place.file).name
-    return f"{name}:{place.line}" if place.line else name
+@data.command(name="clean")
+def clean_data(
+    files: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    out: Path,
+    log: Path | None = None,
+    held_out: Files | None = None,
+    keep: Files | None = None,
+    only: Files | None = None,
+    near: Annotated[bool, Parameter(negative="--no-near")] = True,
+    json: AsJson = False,
+    plain: bool = False,
+) -> None:
+    """Write a new file without the rows that have something wrong with them, and a log of what was left out.
+
+    Args:
+        files: Files or folders of rows; they are not changed.
+        out: The new file, JSONL.
+        log: A line for each row left out, with its place and reason; OUT.removed.jsonl when left out.
+        held_out: Files that must not be trained on; rows that ask the same, or nearly, are left out.
+        keep: Kinds of finding whose rows stay, as `macft data check --json` names them.
+        only: Kinds of finding whose rows go, and no others.
+        near: Leave out rows that are nearly the same as others; --no-near keeps them.
+        json: Print JSON.
+        plain: Lines instead of bars.
+    """
+    rows, aside = (read_data_table(paths).train for paths in (files, held_out or []))
+    with show_progress(plain=plain) as tell:
+        done = api.clean_rows(rows, aside, out=out, log=log, keep=keep or [], only=only or [], near=near, progress=tell)
+    if json:
+        tables.print_json({**done._asdict(), "removed": dict(done.removed)})
+        return
+    print(done.out)
+    left_out = ", ".join(f"{rows:,} {kind}" for kind, rows in done.removed.items()) or "nothing"
+    narrate(f"kept {done.kept:,} rows; left out: {left_out}; each is named in {done.log}")
 
 
-def _read(line: str) -> _Requests:
-    try:
-        return _READER.validate_json(line)
-    except ValidationError as error:
-        problems = [
-            Problem(".".join(map(str, one["loc"][1:])) or "request", one["msg"].lower()) for one in error.errors()
-        ]
-        raise RecipeError(problems) from None
+@data.command(name="split")
+def split_data(
+    files: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    out: Path,
+    valid: float = 0.05,
+    test: float = 0.0,
+    group: str = "",
+    seed: int = 0,
+    json: AsJson = False,
+) -> None:
+    """Write train, valid and test rows into a folder that a recipe can name; a row's part never moves.
+
+    Args:
+        files: Files or folders of rows; they are not changed.
+        out: The folder.
+        valid: Share held out for evaluation; 0.05 when left out.
+        test: Share held out for the end; none when left out.
+        group: The column whose rows stay together, like customer or metadata.customer; rows with one prompt always do.
+        seed: Another number is another split.
+        json: Print JSON.
+    """
+    done = api.split_rows(read_data_table(files).train, out=out, valid=valid, test=test, group=group, seed=seed)
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(out)
+    parts = ", ".join(f"{rows:,} {part}" for part, rows in done.rows.items())
+    narrate(f"{parts}; {done.groups:,} {'groups' if group else 'prompts'}, none on two sides")
+    for part in (part for part, rows in done.rows.items() if not rows):
+        narrate(f"▲ {part} is empty: its share is too small for so few {'groups' if group else 'prompts'}")
+
+
+@data.command(name="mix")
+def mix_data(
+    parts: Annotated[list[str], Parameter(required=True)],
+    /,
+    *,
+    out: Path,
+    rows: Positive | None = None,
+    repeat: bool = False,
+    seed: int = 0,
+    json: AsJson = False,
+) -> None:
+    """Write one shuffled file of several, each with the share of its weight.
+
+    Args:
+        parts: FILE, FILE:WEIGHT or FILE:WEIGHT:CAP; a cap is the most rows that are taken of a file.
+        out: The new file, JSONL.
+        rows: Rows of the mixture; as many as there are without taking any twice when left out.
+        repeat: Take rows again where a file has too few.
+        seed: Another number takes other rows, in another order.
+        json: Print JSON.
+    """
+    done = api.mix_rows(parts, out=out, rows=rows, repeat=repeat, seed=seed)
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(done.out)
+    shares = ", ".join(f"{part['rows']:,} of {part['available']:,} from {part['path']}" for part in done.parts)
+    narrate(f"{done.rows:,} rows: {shares}")
+
+
+@data.command(name="replay")
+def replay_data(
+    model: str,
+    /,
+    *,
+    prompts: str,
+    out: Path,
+    sampling: Sampled = Sampling(),  # noqa: B008 — frozen
+    json: AsJson = False,
+    plain: bool = False,
+) -> None:
+    """Write the base model's own answers as rows, for data.general: rehearsing them keeps what it knows.
+
+    Args:
+        model: A model; of a run or an adapter, its base.
+        prompts: A file with a prompt a line, or rows; - reads stdin.
+        out: The new file, JSONL.
+        json: Print JSON.
+        plain: Lines instead of bars.
+    """
+    sampling.check()
+    asked = "-" if prompts == STDIN else prompts
+    with show_progress(plain=plain) as tell:
+        done = api.replay(model, asked, out=out, sampling=sampling, progress=partial(tell, "answering prompts"))
+    if json:
+        tables.print_json(done._asdict())
+        return
+    print(done.out)
+    left_out = f"; left out: {done.cut:,} cut at {sampling.max_tokens} tokens, {done.empty:,} empty"
+    narrate(f"{done.rows:,} rows{left_out if done.cut or done.empty else ''}")
+
+
+def hygiene_lines(report: "HygieneReport") -> list[str]:
+    """Return what is in the rows, and a line for each kind of finding."""
+    from macft.data.hygiene.findings import KINDS
+
+    kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in report.kinds.items())
+    lines = [f"rows      {report.total:,} ({kinds}) in {len(report.rows):,} files"]
+    lines += [
+        f"{role:<9} {lengths.texts:,} texts: p50 {lengths.p50:,} · p90 {lengths.p90:,} · p99 {lengths.p99:,} · "
+        f"longest {lengths.longest:,} characters"
+        for role, lengths in report.lengths.items()
+    ]
+    if report.labels:
+        lines.append(f"labels    {_balance(report)}")
+    for kind, rows in report.count().items():
+        about, found = KINDS[kind], report.list(kind)
+        places = ", ".join(one_line(finding.where) for finding in found[:_NAMED_ROWS])
+        more = f" and {rows - _NAMED_ROWS:,} more" if rows > _NAMED_ROWS else ""
+        noun = "row" if rows == 1 else "rows"
+        lines.append(f"{_MARKS[about.level]} {rows:,} {noun}: {about.title} ({places}{more}). {about.fix}")
+    return lines if report.findings else [*lines, "✔ nothing to complain about"]
+
+
+def finding_lines(report: "HygieneReport") -> Iterator[str]:
+    """Yield a line for each finding."""
+    for kind, where, what, other, *_ in report.findings:
+        yield one_line(f"{where}: {kind}: {what}{f' ({other})' if other else ''}")
+
+
+def _balance(report: "HygieneReport") -> str:
+    rows, first = sum(report.labels.values()), list(report.labels.items())[:_NAMED_LABELS]
+    named = [f"{one_line(label, 40)} {count / rows:.0%}" for label, count in first]
+    rest = len(report.labels) - len(named)
+    return f"{len(report.labels):,}: {', '.join(named)}{f', and {rest:,} more' if rest else ''}"

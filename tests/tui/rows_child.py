@@ -4,7 +4,7 @@ import io
 import json
 from collections import deque
 
-from macft.cli.rows import RowsWorker
+from macft.cli.row_worker import RowsWorker
 
 
 class RowsInProcess:

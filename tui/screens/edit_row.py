@@ -29,7 +29,7 @@ class EditRowScreen(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """Show the text, and what is wrong with it."""
-        with Vertical(id="edit") as box:
+        with Vertical(id="edit-row") as box:
             box.border_title = self.row.replace("[", "(")
             box.border_subtitle = "ctrl+s keeps it · esc leaves"
             yield Static(f"✘ {self.problem}" if self.problem else "", id="edit-problem", markup=False)

@@ -146,6 +146,14 @@ class HomeScreen(Removal, ListScreen):
         if row := self.current:
             self.studio.open_draft(Draft(str(row.path / "recipe.toml")))
 
+    def action_compare(self) -> None:
+        """Ask Base and the run side by side, or the two that are marked."""
+        marked = [row for path in self.marked if (row := self.studio.row_of(path))]
+        if len(marked) == 2:
+            self.studio.compare(marked, base=False)
+        elif row := self.current:
+            self.studio.compare([row], base=True)
+
     def action_note(self) -> None:
         """Write a note on the run."""
         if row := self.current:

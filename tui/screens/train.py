@@ -44,7 +44,6 @@ class TrainScreen(StudioScreen):
         self.plan: Plan | None = None
         self.why_not = ""
         self.every_key = False
-        self.chosen = FIRST_RECIPE
         self.shown: Draft | None = None
 
     @property
@@ -58,18 +57,23 @@ class TrainScreen(StudioScreen):
 
     def compose_body(self) -> ComposeResult:
         """Put the form beside plan, purpose and command."""
-        options = [
-            (one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in list_gallery()
-        ]
         with Horizontal(id="train"):
             with Vertical(id="left"):
-                yield Select(options, value=FIRST_RECIPE, allow_blank=False, compact=True, id="recipe")
+                options = self._options()
+                yield Select(options, value=self.draft.source, allow_blank=False, compact=True, id="recipe")
                 yield Static(id="verdict", markup=False)
                 yield RecipeForm(id="form")
             with VerticalScroll(id="right", can_focus=False):
                 yield MemoryBar(id="memory", markup=False, classes="box")
                 yield Static(id="command", markup=False, classes="box")
                 yield Static(id="purpose", markup=False, classes="box")
+
+    def _options(self) -> list[tuple[str, str]]:
+        """Return the gallery, and the recipe that is open if that is another."""
+        gallery = list_gallery()
+        known = [(one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in gallery]
+        source = self.draft.source
+        return known if any(source == name for _, name in known) else [*known, (_shown_path(source), source)]
 
     def on_mount(self) -> None:
         """Title the boxes, and show the first recipe."""
@@ -89,8 +93,11 @@ class TrainScreen(StudioScreen):
 
     def _open(self, draft: Draft) -> None:
         self.draft = self.shown = draft
-        if draft.source in {recipe.name for recipe in list_gallery()}:
-            self.chosen = self.query_one("#recipe", Select).value = draft.source
+        chooser = self.query_one("#recipe", Select)
+        if chooser.value != draft.source:
+            with self.prevent(Select.Changed):
+                chooser.set_options(self._options())
+                chooser.value = draft.source
         method = str(draft.values().get("method", "sft"))
         self.query_one("#form", RecipeForm).show(draft, method, every_key=self.every_key)
         self.query_one("#purpose", Static).update(Content(self._purpose()))
@@ -105,7 +112,7 @@ class TrainScreen(StudioScreen):
     def on_select_changed(self, event: Select.Changed) -> None:
         """Open the recipe that was chosen."""
         # The newest value: an event of the one before may come late.
-        if event.select.id == "recipe" and event.select.value != self.chosen:
+        if event.select.id == "recipe" and event.select.value != self.draft.source:
             self._open(Draft(str(event.select.value)))
 
     def on_field_row_changed(self, event: FieldRow.Changed) -> None:
@@ -209,3 +216,9 @@ class TrainScreen(StudioScreen):
     def key_escape(self) -> None:
         """Leave the field, so that letters are keys again."""
         self.set_focus(self.query_one("#recipe"))
+
+
+def _shown_path(source: str) -> str:
+    """Return a recipe's file, a run's by the run's name."""
+    path = Path(source)
+    return one_line(f"{path.parent.name}/{path.name}", SHOWN_PURPOSE)

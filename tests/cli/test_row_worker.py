@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from macft import api
-from macft.cli.rows import RowsWorker
+from macft.cli.row_worker import RowsWorker
 from tests.shelf import Shelf
 
 
