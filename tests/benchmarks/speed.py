@@ -18,8 +18,6 @@ from tests.benchmarks.worker import Worker
 
 PAIRS = 8
 """Pairs of batches of a case, whatever the time: fewer say nothing of the spread."""
-FEWEST, THEIR_SHAPES = 3, 6
-"""Of the comparison of preferences: batches of a case, whatever the time, and shapes of a peer that compiles."""
 WARM_BELOW = 8.0
 """CPU seconds of a step below which it is made once before it is timed, where it is compiled for its shape; of a longer
 one the median of what compiling took is taken off instead."""

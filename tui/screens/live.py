@@ -113,6 +113,11 @@ class LiveScreen(StudioScreen):
         if row := self.row:
             self.attempt(api.resume, str(row.path), done=f"{row.name} goes on")
 
+    def action_compare(self) -> None:
+        """Ask Base and the run the same."""
+        if row := self.row:
+            self.studio.compare([row], base=True)
+
     def action_log_axis(self) -> None:
         """Change the axis."""
         chart = self.query_one(LossChart)
