@@ -36,8 +36,8 @@ class Action(NamedTuple):
     in_footer: bool = True
 
 
-SCREENS = {"home": 1, "models": 2, "train": 4, "live": 5, "compare": 6}
-"""Modes of the app, with their digits; 3 and 7 are kept for data and adapters."""
+SCREENS = {"home": 1, "models": 2, "data": 3, "train": 4, "live": 5, "compare": 6}
+"""Modes of the app, with their digits; 7 is kept for adapters."""
 PARTS = {"compare": ("verdict",)}
 """Scopes of parts of a screen that have keys of their own while they have the focus."""
 
@@ -82,6 +82,30 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("end_pull", "k", "end_pull", "End fetching", "End it; what was fetched stays.", in_footer=False),
         Action("refresh", "r", "refresh", "Look again", "Look at the folders again.", in_footer=False),
         Action("filter", "slash", "filter", "Filter", "Show only models whose name holds some letters."),
+    ),
+    "data": (
+        Action("open", "o", "open_file", "Open", "Open a file, or a folder of files."),
+        Action("train", "a", "train", "Train on it", "Put the rows into the recipe on Train."),
+        Action("mask", "m", "mask", "Mask", "Show what is trained on, or the row as it stands in its file."),
+        Action("tokens", "t", "token_ids", "Ids", "Show the row token by token, with their ids."),
+        Action("pair", "v", "pair", "Pair", "Show a pair's answers side by side, or in a row.", in_footer=False),
+        Action("filter", "slash", "filter", "Filter", "Show only rows that hold some words."),
+        Action("flagged", "f", "flagged", "Flags", "Show only rows that something is the matter with, or all."),
+        Action("duplicates", "d", "drop_duplicates", "Drop ≈", "Take out rows that say the same as an earlier one."),
+        Action("drop", "x", "drop", "Drop", "Take out the row; `u` brings it back.", in_footer=False),
+        Action("edit", "e", "edit", "Edit", "Write the row anew, as JSON.", in_footer=False),
+        Action("undo", "u", "undo", "Undo", "Take back what was dropped or edited last.", in_footer=False),
+        Action("save", "s", "save", "Copy", "Write a copy with what was dropped and edited, split or whole."),
+        Action("part", "p", "part", "Part", "Show the rows held out for validation or tests.", in_footer=False),
+        Action("model", "l", "model", "Model", "See the rows through another model's tokenizer.", in_footer=False),
+        Action("read", "enter", "read", "Read", "Give the row all the room; `esc` gives it back.", in_footer=False),
+        Action("before", "left_square_bracket", "window(-1)", "Tokens −", "Show the tokens before.", in_footer=False),
+        Action("after", "right_square_bracket", "window(1)", "Tokens +", "Show the tokens after.", in_footer=False),
+        Action("again", "r", "again", "Read again", "Read the rows again.", in_footer=False),
+        Action("down", "j", "down", "Down", "Go down.", in_footer=False),
+        Action("up", "k", "up", "Up", "Go up.", in_footer=False),
+        Action("top", "g", "top", "Top", "Go to the first row.", in_footer=False),
+        Action("bottom", "G", "bottom", "Bottom", "Go to the last row.", in_footer=False),
     ),
     "train": (
         Action("start", "ctrl+r", "start", "Start", "Start the run; it goes on when the studio is closed."),

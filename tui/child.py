@@ -6,14 +6,13 @@ any moment, is told too, and the next question starts another.
 
 import asyncio
 import json
-import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from macft import api
+from macft import keeper
 
 LONGEST_LINE = 2**26
 LAST_WORDS = 4000
@@ -128,10 +127,9 @@ class _Life:
 
 def explain(code: int, log: str) -> str:
     """Say why a process died, from its exit code and its last words."""
-    if known := api.why_died(log):
-        return known[0]
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+    death = keeper.explain(log, code)
+    if death is not keeper.UNKNOWN:
+        return death.reason
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1] if lines else f"code {code}"
 

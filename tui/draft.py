@@ -14,11 +14,10 @@ import tomlkit
 
 from macft import api
 from macft.chat.panes import Voice
+from macft.disk import write_atomic
 from macft.errors import RecipeError
 from macft.gallery import find_recipe
-from macft.recipe import Recipe
-from macft.run import write_atomic
-from tui.fields import to_toml
+from macft.recipe import Recipe, to_toml
 
 PLACES = {"data.train", "data.valid", "data.test"}
 """Keys whose values are paths; a person's paths are relative to where the studio was opened."""
@@ -43,6 +42,13 @@ class Draft:
         edits = {name: text for name, text in self.edits.items() if name != key}
         return replace(self, edits={**edits, key: value.strip()} if value.strip() else edits)
 
+    def change_all(self, values: dict[str, str]) -> "Draft":
+        """Return the draft with several keys set."""
+        draft = self
+        for key, value in values.items():
+            draft = draft.change(key, value)
+        return draft
+
     def written(self, key: str) -> str:
         """Return what the source says of a key, as TOML; empty when it says nothing."""
         return look_up(self.values(), key)
@@ -50,6 +56,13 @@ class Draft:
     def shown(self, key: str) -> str:
         """Return a key's value as it stands now, as TOML."""
         return self.edits.get(key, self.written(key))
+
+    def value(self, key: str) -> Any:
+        """Return a key's value as it stands now, whether it is right or not; None when nothing is said."""
+        try:
+            return tomllib.loads(f"value = {_as_toml(key, self.shown(key))}")["value"] if self.shown(key) else None
+        except (ValueError, TypeError):
+            return None
 
     def values(self) -> dict[str, Any]:
         """Return the source as nested dicts; empty when it cannot be read."""

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macft.disk import write_atomic
 from macft.errors import MacftError, ModelError, Problem, RecipeError, RunError
 from macft.models.catalog import resolve
 from macft.models.describe import describe
 from macft.recipe import load_recipe
-from macft.run import JOB, Run, find_adapter, find_run, write_atomic
+from macft.run import JOB, Run, find_adapter, find_run
 
 TARGETS = ("mlx", "peft", "gguf-adapter", "gguf", "ollama", "lmstudio")
 WITHOUT_BASE = ("peft", "gguf-adapter")

@@ -75,7 +75,7 @@ def make_probe(rows: AnyRows, vocabulary: int) -> Probe:
     chosen: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
     width = count = 0
     for index in range(len(rows)):
-        ids, mask = _row(rows, index)
+        ids, mask = first_answer(rows, index)
         places = np.flatnonzero(mask[1:longest])
         wider = max(width, min(len(ids), longest))
         if not len(places) or (chosen and wider * (len(chosen) + 1) > most_tokens):
@@ -93,7 +93,7 @@ def make_probe(rows: AnyRows, vocabulary: int) -> Probe:
     return Probe(tokens, np.concatenate(flat))
 
 
-def _row(rows: AnyRows, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+def first_answer(rows: AnyRows, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """Return a row's ids and loss mask; of several responses the first, which is the chosen one."""
     if not isinstance(rows, ResponseRows):
         return rows.row(index)

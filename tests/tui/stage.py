@@ -10,9 +10,11 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
+from macft import api
 from macft.events import Event, RunEnded, RunStarted, StepDone
 from tests.cli.recorded import STARTED, done, failed, training, write_run
 from tui.app import Studio
+from tui.rows import RowsChild
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 UPDATE = "MACFT_UPDATE_SNAPSHOTS"
@@ -24,13 +26,20 @@ FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 Act = Callable[["Pilot[None]"], Awaitable[None]]
 
 
-def perform(runs: Path, act: Act, size: tuple[int, int] = LARGE, *, worker: Sequence[str] = FAKE_WORKER) -> None:
+def perform(
+    runs: Path,
+    act: Act,
+    size: tuple[int, int] = LARGE,
+    *,
+    worker: Sequence[str] = FAKE_WORKER,
+    start_rows: Callable[[], RowsChild] = api.start_rows,
+) -> None:
     """Open a studio on a folder of runs and let `act` use it."""
     os.environ["TZ"] = "UTC"
     time.tzset()
 
     async def play() -> None:
-        studio = Studio(runs, now=lambda: STARTED + 3600, worker=worker, seed=SEED)
+        studio = Studio(runs, now=lambda: STARTED + 3600, worker=worker, seed=SEED, start_rows=start_rows)
         async with studio.run_test(size=size) as pilot:
             await until(pilot, lambda: studio.rows != () or not any(runs.glob("*/recipe.toml")))
             await pilot.pause()

@@ -40,11 +40,20 @@ class TrainScreen(StudioScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.draft = Draft(FIRST_RECIPE)
         self.recipe: Recipe | None = None
         self.plan: Plan | None = None
         self.why_not = ""
         self.every_key = False
+        self.shown: Draft | None = None
+
+    @property
+    def draft(self) -> Draft:
+        """The recipe in the making, which other screens change as well."""
+        return self.studio.draft
+
+    @draft.setter
+    def draft(self, draft: Draft) -> None:
+        self.studio.draft = draft
 
     def compose_body(self) -> ComposeResult:
         """Put the form beside plan, purpose and command."""
@@ -76,18 +85,14 @@ class TrainScreen(StudioScreen):
             self.query_one(f"#{name}").border_title = title
         self._open(self.draft)
 
-    def open_draft(self, draft: Draft) -> None:
-        """Show another recipe: a run's, or one of the gallery with a model or data chosen elsewhere."""
-        self.draft = draft
-        if self.is_mounted:
-            self._open(draft)
-
-    def change(self, key: str, value: str) -> None:
-        """Set a key from another screen."""
-        self.open_draft(self.draft.change(key, value))
+    def on_screen_resume(self) -> None:
+        """Show the recipe that was made elsewhere: a run's, or one with a model or data chosen on another screen."""
+        super().on_screen_resume()
+        if self.shown not in (None, self.draft):
+            self._open(self.draft)
 
     def _open(self, draft: Draft) -> None:
-        self.draft = draft
+        self.draft = self.shown = draft
         chooser = self.query_one("#recipe", Select)
         if chooser.value != draft.source:
             with self.prevent(Select.Changed):
@@ -106,14 +111,15 @@ class TrainScreen(StudioScreen):
 
     def on_select_changed(self, event: Select.Changed) -> None:
         """Open the recipe that was chosen."""
-        if event.select.id == "recipe" and event.value != self.draft.source:
-            self._open(Draft(str(event.value)))
+        # The newest value: an event of the one before may come late.
+        if event.select.id == "recipe" and event.select.value != self.draft.source:
+            self._open(Draft(str(event.select.value)))
 
     def on_field_row_changed(self, event: FieldRow.Changed) -> None:
         """Take a key's new value, and plan anew."""
         changed = self.draft.change(event.key, event.value)
         if changed != self.draft:
-            self.draft = changed
+            self.draft = self.shown = changed
             self._reconsider()
 
     def _reconsider(self) -> None:
@@ -183,7 +189,7 @@ class TrainScreen(StudioScreen):
             self.notify("No change of the recipe is enough: take a smaller model.", severity="warning")
             return
         self.notify(f"{remedy.key} = {remedy.value}: {remedy.text} ({remedy.price})", title="Changed", markup=False)
-        self.change(remedy.key, str(remedy.value))
+        self._open(self.draft.change(remedy.key, str(remedy.value)))
 
     def action_copy(self) -> None:
         """Copy the command."""
