@@ -5,6 +5,7 @@ Training happens in a process of its own, and everybody who watches it reads the
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from macft.gallery import find_recipe
 from macft.keeper import crashed
 from macft.launcher import Launched, read_launch
 from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
-from macft.plan import Calibration, DataFacts, Plan, Verdict, refusal
+from macft.plan import Calibration, DataFacts, Plan, Scales, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
 from macft.recipe import DataTable, EvaluateTable, Recipe, dump_recipe, load_recipe
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from macft.data.mixture import Mixed
     from macft.data.report import DataReport
     from macft.data.split import Split
+    from macft.jobs.estimate import JobEstimate
+    from macft.jobs.job import Job
     from macft.measure.evaluation import Evaluation
+    from macft.models.adapter_facts import AdapterFacts
     from macft.models.describe import ModelFacts
     from macft.serve import Served
 
@@ -72,13 +76,17 @@ def plan(recipe: Recipe, *, mac: str = "", calibrated: bool = True) -> Plan:
     Args:
         recipe: What to do. Its rows are guessed from the files' sizes.
         mac: Plan for this Mac instead, like `M2 Air 16GB`; its times are estimates.
-        calibrated: Measure this machine's speed, once, for the time.
+        calibrated: Measure this machine's speed, once, for the time, and trace what the recipe's pass takes; this
+            takes MLX and a second. Without, bytes are counted, and there is no time.
 
     Raises:
         MacftError: The model's config is not here, data files are missing, or no such Mac is known.
     """
     facts, data, machine = _plan_facts(recipe, mac)
-    return make_plan(recipe, facts, data, machine, _calibration(mac, machine) if calibrated else None)
+    if not calibrated:
+        return make_plan(recipe, facts, data, machine)
+    scales = _trace(recipe, facts, data, machine)
+    return make_plan(recipe, facts, data, machine, _calibration(mac, machine), scales=scales)
 
 
 def fit(recipe: Recipe, *, mac: str = "") -> Recipe:
@@ -88,7 +96,12 @@ def fit(recipe: Recipe, *, mac: str = "") -> Recipe:
         DoesNotFit: No change is enough.
         MacftError: As for `plan`.
     """
-    return fit_recipe(recipe, *_plan_facts(recipe, mac))
+    while True:  # a changed recipe has traces of its own, which may want more
+        facts, data, machine = _plan_facts(recipe, mac)
+        fitted = fit_recipe(recipe, facts, data, machine, scales=_trace(recipe, facts, data, machine))
+        if fitted == recipe:
+            return recipe
+        recipe = fitted
 
 
 def launch(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> Run:
@@ -580,6 +593,76 @@ def merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat")
     return folder
 
 
+def start_merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat") -> Run:
+    """Start a job that does what `merge` does, and says how near it came.
+
+    Raises:
+        MacftError: There is no such adapter or base, or something is at `out` already.
+    """
+    return _run_job(plan_merge(parts, out=out, way=way).job)
+
+
+def plan_merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat") -> "JobEstimate":
+    """Say what merging will write, where and how long it may take."""
+    found = [(str(find_adapter(name, runs_folder())), strength) for name, strength in parts]
+    where, wishes = out.expanduser().resolve(), {"kind": "merge", "to": "adapter", "parts": found, "way": way}
+    return _estimate(_find_job(found[0][0], wishes, out=where, model=None), where)
+
+
+def plan_fuse(name: str, **wishes: Any) -> "JobEstimate":
+    """Say what `fuse` with the same arguments will write, where and how long it may take; nothing is started."""
+    return _plan_leaving(name, {"kind": "fuse", "to": "mlx", **wishes})
+
+
+def plan_export(name: str, *, to: str, **wishes: Any) -> "JobEstimate":
+    """Say what `export` with the same arguments will write, where and how long it may take; nothing is started."""
+    return _plan_leaving(name, {"kind": "export", "to": to, **wishes})
+
+
+# Adapters
+
+
+def list_adapters() -> "list[AdapterFacts]":
+    """Return the adapters on this machine that no run holds."""
+    from macft.models.adapter_facts import list_adapters as look
+
+    return look(home(), here=Path.cwd())
+
+
+def describe_adapter(folder: Path, name: str = "") -> "AdapterFacts":
+    """Return what an adapter folder is; no weight is read."""
+    from macft.models.adapter_facts import describe_adapter as describe
+
+    return describe(folder, name)
+
+
+def add_adapter(folder: Path) -> "AdapterFacts":
+    """Make an adapter folder known to macft; it stays where it is."""
+    from macft.models.adapter_facts import add_adapter as add
+
+    return add(folder, home())
+
+
+def discard_adapter(folder: Path) -> Path:
+    """Take an adapter that no run holds out of the list without deleting it yet, and return where it waits."""
+    from macft.models.adapter_facts import discard_adapter as discard
+
+    return discard(folder, home())
+
+
+def restore_adapter(discarded: Path, folder: Path) -> None:
+    """Put a discarded adapter back to where it was."""
+    discarded.rename(folder)
+
+
+def forget_adapter(discarded: Path) -> None:
+    """Delete a discarded adapter for good; of a link, only the link."""
+    if discarded.is_symlink():
+        discarded.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
 # Chat
 
 
@@ -720,20 +803,71 @@ def open_server(name: str, *, port: int, model: str | None = None, max_tokens: i
     return serve.open_server(source, port=port, max_tokens=max_tokens)
 
 
+def start_server(name: str) -> "subprocess.Popen[str]":
+    """Serve what a name means in a process of its own, on a free port, for a program that loads no model itself.
+
+    Its stdout is one JSON object with `url`, `token` and `model`; its stderr says what is wrong. Killing it ends it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "serve", "--json", "--port", "0", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def _start_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> Run:
+    return _run_job(_find_job(name, wishes, out=out, model=model))
+
+
+def _find_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> "Job":
     from macft.jobs.job import plan_job
-    from macft.recipe import make_recipe
 
     folder = str(out.expanduser().resolve()) if out else ""
-    if out and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+    if out:
+        _refuse_full(Path(folder))
+    return plan_job(name, model=model, home=home(), runs=runs_folder(), out=folder, **wishes)
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already", fix="Name another folder with --out, or remove it.")
-    job = plan_job(name, model=model, home=home(), runs=runs_folder(), out=folder, **wishes)
+
+
+def _run_job(job: "Job") -> Run:
+    from macft.recipe import make_recipe
+
     trained = Path(job.run) / "recipe.toml"
     recipe = trained.read_text(encoding="utf-8") if job.run else dump_recipe(make_recipe({"model": job.base_name}))
     run = Run.create(make_run_path(runs_folder(), method=job.kind, model=job.base_name or job.name), recipe)
     job.save(run)
     _start_process(run)
     return run
+
+
+def _plan_leaving(name: str, wishes: dict[str, Any]) -> "JobEstimate":
+    out, model = wishes.pop("out", None), wishes.pop("model", None)
+    if wishes["to"] == "lmstudio":
+        from macft.models.export.lmstudio import find_lmstudio
+
+        wishes["lmstudio"] = str(find_lmstudio(Path.home()))
+        where: Path | None = Path(wishes["lmstudio"])
+    else:
+        where = out
+    job = _find_job(name, wishes, out=out, model=model)
+    return _estimate(job, where or runs_folder() / "…" / ("model" if job.to == "mlx" else "export"))
+
+
+def _estimate(job: "Job", where: Path) -> "JobEstimate":
+    from macft.jobs.estimate import Done, estimate_job
+
+    done = []
+    for run in list_runs(runs_folder()):
+        if run.is_job and (state := run.state()).result and state.started:
+            done.append(Done(state.result.to, state.result.size_bytes, state.result.time - state.started.time))
+    return estimate_job(job, where=where, free_bytes=free_disk_bytes(Path(job.out or runs_folder())), done=done)
 
 
 def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":
@@ -766,6 +900,13 @@ def _plan_facts(recipe: Recipe, mac: str) -> "tuple[ModelFacts, DataFacts, Machi
     return facts, data, machine
 
 
+def _trace(recipe: Recipe, facts: "ModelFacts", data: DataFacts, machine: MachineFacts) -> Scales:
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.training.trace import trace_scales
+
+    return trace_scales(recipe, facts, data, machine)
+
+
 def _calibration(mac: str, machine: MachineFacts) -> Calibration:
     from macft.macs import find_mac
     from macft.training.calibrate import calibrate
@@ -775,7 +916,7 @@ def _calibration(mac: str, machine: MachineFacts) -> Calibration:
 
 def _check_fit(recipe: Recipe, folder: Path) -> None:
     made = plan(recipe, calibrated=False)
-    if made.verdict == Verdict.DOES_NOT_FIT:
+    if made.verdict == Verdict.DOES_NOT_FIT and (made := plan(recipe)).verdict == Verdict.DOES_NOT_FIT:
         raise refusal(made)
     if (free := free_disk_bytes(folder)) < made.disk_bytes:
         needed = f"{made.disk_bytes / GIB:.1f} GB of disk, and {free / GIB:.1f} GB are free at {folder}"

@@ -12,9 +12,11 @@ from macft.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    JobPlanned,
     MemoryRanOut,
     Paused,
     PhaseProgress,
+    ResultWritten,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -39,6 +41,7 @@ class RunState:
         best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
         micro_batch_divisor: What a forward pass's rows and tokens are divided by, since memory ran out.
+        job: What a job is about to write, and `result` what it wrote.
     """
 
     status: str = "waiting"
@@ -55,6 +58,8 @@ class RunState:
     checkpoint_step: int = 0
     scores: Scored | None = None
     micro_batch_divisor: int = 1
+    job: JobPlanned | None = None
+    result: ResultWritten | None = None
     ended: RunEnded | None = None
     updated: float = 0.0
 
@@ -88,6 +93,7 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
 _STATUS: dict[type[Event], str] = {
     RunResumed: "preparing",
     TrainingPlanned: "running",
+    JobPlanned: "running",
     StepDone: "running",
     Paused: "paused",
     WentOn: "running",
@@ -95,6 +101,8 @@ _STATUS: dict[type[Event], str] = {
 _LATEST: dict[type[Event], str] = {
     TrainingPlanned: "planned",
     PhaseProgress: "phase",
+    JobPlanned: "job",
+    ResultWritten: "result",
     Scored: "scores",
     RunEnded: "ended",
 }

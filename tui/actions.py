@@ -36,8 +36,8 @@ class Action(NamedTuple):
     in_footer: bool = True
 
 
-SCREENS = {"home": 1, "models": 2, "data": 3, "train": 4, "live": 5, "compare": 6}
-"""Modes of the app, with their digits; 7 is kept for adapters."""
+SCREENS = {"home": 1, "models": 2, "data": 3, "train": 4, "live": 5, "compare": 6, "adapters": 7}
+"""Modes of the app, with their digits."""
 PARTS = {"compare": ("verdict",)}
 """Scopes of parts of a screen that have keys of their own while they have the focus."""
 
@@ -114,6 +114,31 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("save", "ctrl+s", "save", "Save", "Save the recipe as a file of your own; its comments stay."),
         Action("keys", "e", "every_key", "All keys", "Show every key of the recipe, or the essential ones."),
         Action("revert", "ctrl+z", "revert", "Revert", "Go back to the recipe as it is on disk.", in_footer=False),
+    ),
+    "adapters": (
+        Action("fuse", "f", "fuse", "Fuse", "Make the adapter part of its base: a whole model."),
+        Action("merge", "m", "merge", "Merge", "Make one adapter of those that are marked."),
+        Action("export", "e", "export", "Export", "Write it for another tool."),
+        Action("ollama", "o", "export_to('ollama')", "Ollama", "Write it for Ollama.", in_footer=False),
+        Action(
+            "lmstudio",
+            "l",
+            "export_to('lmstudio')",
+            "LM Studio",
+            "Fuse it, and link it into LM Studio's folder.",
+            in_footer=False,
+        ),
+        Action("serve", "s", "serve", "Serve", "Serve it to OpenAI-style clients on this machine; again ends that."),
+        Action("again", "a", "again", "Train on", "Start from it: put it into the recipe on Train."),
+        Action("mark", "space", "mark", "Mark", "Mark adapters, to merge them."),
+        Action("cancel", "c", "cancel", "Cancel", "Cancel the job; nothing of it is left.", in_footer=False),
+        Action("add", "i", "add", "Add", "Add an adapter's folder that macft did not make.", in_footer=False),
+        Action("remove", "x", "remove", "Remove", "Remove it; `u` brings it back within 30 seconds.", in_footer=False),
+        Action("undo", "u", "undo", "Undo", "Bring back what was removed last.", in_footer=False),
+        Action("filter", "slash", "filter", "Filter", "Show only what has some words in its name or base."),
+        Action("refresh", "r", "refresh", "Look again", "Look at the folders again.", in_footer=False),
+        Action("down", "j", "down", "Down", "Go down.", in_footer=False),
+        Action("up", "k", "up", "Up", "Go up.", in_footer=False),
     ),
     "live": (
         Action("pause", "p", "pause", "Pause", "Let the run wait after its step, or go on."),

@@ -24,6 +24,7 @@ from tui.follow import RunsWatcher
 from tui.messages import RunRow, RunsChanged
 from tui.palette import StudioCommands
 from tui.rows import RowsChild
+from tui.screens.adapters import AdaptersScreen
 from tui.screens.compare import CompareScreen
 from tui.screens.data import DataScreen
 from tui.screens.frame import StudioScreen
@@ -32,6 +33,7 @@ from tui.screens.home import HomeScreen
 from tui.screens.live import LiveScreen
 from tui.screens.models import ModelsScreen
 from tui.screens.train import FIRST_RECIPE, TrainScreen
+from tui.screens.voices import answering
 from tui.theme import DARK, LIGHT, NAMES
 
 SCREENS: tuple[type[StudioScreen], ...] = (
@@ -41,6 +43,7 @@ SCREENS: tuple[type[StudioScreen], ...] = (
     TrainScreen,
     LiveScreen,
     CompareScreen,
+    AdaptersScreen,
 )
 RECIPES = {"sft": FIRST_RECIPE, "dpo": "dpo-lora-tone", "kto": "kto-lora-thumbs"}
 """What rows of a kind are trained with, when the recipe on Train is for others."""
@@ -148,8 +151,12 @@ class Studio(App[None]):
         self.draft = draft
         self.action_go("train")
 
-    def compare(self, names: Sequence[str], *, base: bool) -> None:
-        """Load voices on Compare."""
+    def compare(self, rows: Sequence[RunRow], *, base: bool) -> None:
+        """Load runs on Compare: their results, or what they saved last."""
+        names = [name for row in rows if (name := answering(row))]
+        if len(names) < len(rows):
+            self.notify("It has saved nothing yet that could answer.", severity="warning")
+            return
         self.action_go("compare")
         if isinstance(self.screen, CompareScreen):
             self.screen.open(names, base=base)

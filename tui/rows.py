@@ -4,6 +4,7 @@ The rule: the studio asks and the child answers, one thing at a time, so that wh
 what is read meanwhile. A million rows are a few arrays here; their texts stay with the child.
 """
 
+import contextlib
 import json
 import threading
 from array import array
@@ -85,6 +86,10 @@ class Reader(threading.Thread):
                 self.hear(question["type"], answer)
         if self.process:
             self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
     def _next(self) -> Answer | None:
         with self._news:

@@ -136,7 +136,8 @@ def parse_line(text: str, where: str, name: str, number: int, problems: list[Pro
     except (ValueError, RecursionError) as error:
         problems.append(Problem(where, _explain(error)))
         return
-    yield from _row(value, where, name, number, problems)
+    # Decoded bytes hold no half of a pair; only an escape can.
+    yield from _row(value, where, name, number, problems, may_be_torn="\\u" in text)
 
 
 def _lines(file: Iterable[bytes], shown: str, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -158,10 +159,12 @@ def _lines(file: Iterable[bytes], shown: str, problems: list[Problem]) -> Iterat
             )
 
 
-def _row(value: object, where: str, name: str, line: int, problems: list[Problem]) -> Iterator[Row]:
+def _row(
+    value: object, where: str, name: str, line: int, problems: list[Problem], *, may_be_torn: bool = True
+) -> Iterator[Row]:
     if not isinstance(value, dict):
         problems.append(Problem(where, f"is {kind_of(value)} (expected an object)"))
-    elif _has_lone_surrogate(value):
+    elif may_be_torn and _has_lone_surrogate(value):
         problems.append(
             Problem(where, "holds half of a surrogate pair, like \\ud83d alone (expected whole characters)")
         )

@@ -26,8 +26,8 @@ class Job:
     """A job, with absolute paths.
 
     Attributes:
-        kind: `fuse` or `export`.
-        to: What for, of `TARGETS`.
+        kind: `fuse`, `export` or `merge`.
+        to: What for, of `TARGETS`, or `adapter`.
         name: What the result calls itself.
         source: An adapter's folder, or a whole model's.
         base: The folder of the model that was tuned; empty when a whole model does not say.
@@ -42,6 +42,8 @@ class Job:
         system: For Ollama, instead of the template's own.
         ollama_base: Ollama's name of the base, to write the adapter alone.
         lmstudio: Its folder of models.
+        parts: Adapters to merge, each with its strength.
+        way: Of merging, `concat` or `linear`.
         force: Write whatever is lost, or without comparing.
     """
 
@@ -61,6 +63,8 @@ class Job:
     system: str = ""
     ollama_base: str = ""
     lmstudio: str = ""
+    parts: list[tuple[str, float]] = field(default_factory=list)
+    way: str = "concat"
     force: bool = False
 
     @property

@@ -24,13 +24,20 @@ def run_job(run: Run, *, lock: int | None = None) -> int:
     """
     with run.lock(lock):
         requests = Requests(run)
-        ended = RunEnded(status="done", step=0)
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
-            from macft.jobs.work import Work
 
-            Work(load_job(run), run, requests).run()
+            job = load_job(run)
+            if job.kind == "merge":
+                from macft.jobs.merging import merge_parts
+
+                merge_parts(job, run, requests)
+            else:
+                from macft.jobs.work import Work
+
+                Work(job, run, requests).run()
+            ended = RunEnded(status="done", step=0)
         except Stopped as stop:
             ended = _ended("stopped", stop, 128 + (requests.signal_number or 15))
         except MacftError as error:

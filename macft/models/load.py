@@ -46,7 +46,7 @@ with _file_limit_kept():
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from transformers import PreTrainedTokenizerBase
 
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def load_model(
@@ -184,7 +184,7 @@ def _dtype(name: str) -> mx.Dtype | None:
     if name == "auto":
         # Half precision is many times slower than float32 on MLX's CPU backend.
         return mx.float32 if mx.default_device() == mx.cpu else None
-    return _DTYPES.get(name)
+    return DTYPES.get(name)
 
 
 def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:

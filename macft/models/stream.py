@@ -124,12 +124,13 @@ class Stream:
         return run
 
 
-def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
+def prepare_stream(model: nn.Module, *, longest: int, is_sketch: bool = False) -> Stream:
     """Give a model attention that takes streams, if its family is known and the result is the model's own.
 
     Args:
         model: Loaded; its attention and, on the CPU backend, its MLP are replaced in place.
         longest: Most tokens of any row; sliding windows must be longer.
+        is_sketch: The model has no weights; the result is taken to be its own.
     """
     attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in model.layers]
     if not all(part is not None and all(hasattr(part, name) for name in _PARTS) for part in attentions):
@@ -138,25 +139,27 @@ def prepare_stream(model: nn.Module, *, longest: int) -> Stream:
         return Stream(0, f"rows are longer than its sliding window of {window}")
     batch, stream = probe(model, longest=window or longest), Stream(len(attentions))
     own = Stream(0).runner(batch)(model.model)
-    gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)] if is_slow() else []
+    is_gated = _looks_gated if is_sketch else _is_gated
+    gated: list[Any] = [layer.mlp for layer in model.layers if is_gated(layer)] if is_slow() else []
     kinds = [type(module) for module in (*attentions, *gated)]
     for module in attentions:
         module.__class__ = _streaming(cast(Any, type(module)))
     for module in gated:
         module.__class__ = _fast_gated(cast(Any, type(module)))
-    if equals(stream, batch, model, own):
-        return _narrow_last(stream, batch, model, own)
+    if is_sketch or equals(stream, batch, model, own):
+        return _narrow_last(stream, batch, model, own, is_sketch=is_sketch)
     for module, kind in zip((*attentions, *gated), kinds, strict=True):
         module.__class__ = kind
     return Stream(0, "attention on a stream differs from the model's own")
 
 
-def _narrow_last(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> Stream:
+def _narrow_last(stream: Stream, batch: Batch, model: nn.Module, own: mx.array, *, is_sketch: bool) -> Stream:
     """Let the last layer go on after attention only with what is supervised, if the result is the model's own."""
     last: Any = model.layers[-1]
     kind: Any = type(last)
     last.__class__ = _narrowing(kind)
-    if equals(narrowed := replace(stream, narrows=True), batch, model, own):
+    narrowed = replace(stream, narrows=True)
+    if is_sketch or equals(narrowed, batch, model, own):
         return narrowed
     last.__class__ = kind
     return stream
@@ -241,11 +244,17 @@ def _fast_gated(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
+def _looks_gated(layer: nn.Module) -> bool:
+    """Return whether a layer's MLP has the matrices of a SwiGLU."""
+    mlp = getattr(layer, "mlp", None)
+    return mlp is not None and all(name in mlp for name in ("gate_proj", "up_proj", "down_proj"))
+
+
 def _is_gated(layer: nn.Module) -> bool:
     """Return whether a layer's MLP computes down(silu(gate) · up), by trying it."""
-    mlp = getattr(layer, "mlp", None)
-    if mlp is None or not all(name in mlp for name in ("gate_proj", "up_proj", "down_proj")):
+    if not _looks_gated(layer):
         return False
+    mlp: Any = layer.mlp
     x = mx.random.normal((2, _width(layer)), key=mx.random.key(1))
     own, ours = mlp(x), mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)))
     return bool((mx.abs(own - ours).max() <= TOLERANCE * mx.abs(own).max()).item())

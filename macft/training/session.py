@@ -49,6 +49,7 @@ from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.reference import ReferencePass, as_reference, refer, refers_to_start
 from macft.training.result import score, write_adapter, write_model
 from macft.training.signs import list_signs, thinned
+from macft.training.trace import trace_scales
 from macft.training.trainable import make_trainable
 from macft.training.vitals import Vitals
 from macft.training.world import make_world, recipe_keys
@@ -275,7 +276,10 @@ class Session:
     def _make_plan(self, data: Prepared) -> Plan:
         """Plan with the rows as they are, keep the plan in the run's folder, and say when it does not fit."""
         facts = describe_as_loaded(self.folder, quantize=self.recipe.quantize)
-        made = plan(self.recipe, facts, data_facts(data), read_machine())
+        known = self.recipe, facts, data_facts(data), read_machine()
+        made = plan(*known)
+        if made.verdict != Verdict.FITS or made.recompute not in {"none", self.recipe.recompute}:
+            made = plan(*known, scales=trace_scales(*known))  # it is close: what is counted may be off by a tenth
         if self.ranks.leads:
             plan_json = json.dumps({"schema": 1, **asdict(made)}, indent=2).encode()
             with suppress(OSError):  # a full disk: to train, nobody needs it

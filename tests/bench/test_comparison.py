@@ -29,14 +29,13 @@ SPEED = Speed(
     flops_allow=2.38,
     repaired=None,
     useful_per_cpu_second=5e10,
-    padded=0.6,
-    counters=Counters(1052, 2612, 0.0, 0.0106, 2500, 0.0703),
     peak=Peak(1e11, 1e11),
 )
+COUNTED = Counters("bench_mix", 4, 1052, 2612, 0.0, 0.0106, 2500, 0.0703, 0.6)
 
 
 def test_the_page_names_versions_and_says_what_was_not_measured():
-    lines = result_lines(MACHINE, [SPEED], [], None)
+    lines = result_lines(MACHINE, [COUNTED], [SPEED], [], None)
     assert "macft 1.0, mlx 0.32; A chip, 2 cores, Linux; float32, OpenBLAS." in lines[2]
     assert "Nothing here was measured on Metal" in lines[3]
     measured = "12 of 1,052 | 120 | 50 | 2.40 (2.30 … 2.50) | 2.35 (2.20 … 2.50)"
@@ -52,15 +51,15 @@ def test_the_page_names_versions_and_says_what_was_not_measured():
 )
 def test_a_demand_is_judged_by_the_whole_interval_and_never_by_few_pairs(batches, low, high, verdict):
     ratio = Estimate((low + high) / 2, low, high)
-    lines = result_lines(MACHINE, [SPEED._replace(batches=batches, cpu_ratio=ratio)], [], None)
-    row = [line for line in lines if line.startswith("| bench_mix, 4")][1]
+    lines = result_lines(MACHINE, [], [SPEED._replace(batches=batches, cpu_ratio=ratio)], [], None)
+    row = next(line for line in lines if line.startswith("| bench_mix, 4"))
     assert f"| {verdict} |" in row
     assert row.count("too few") == (2 if batches == 3 else 0)
 
 
 def test_memory_is_told_as_how_many_times_less():
     memory = Memory("smollm2-135m", "bench_mix", 4, True, False, 100 * MIB, 250 * MIB)
-    lines = result_lines(MACHINE, [], [memory], None)
+    lines = result_lines(MACHINE, [], [], [memory], None)
     row = "| smollm2-135m, bench_mix, 4 | every layer | in one pass | 100 | 250 | 2.5 | ≥ 3 ✘ |"
     assert lines[-1] == row
 
@@ -70,7 +69,7 @@ def test_growth_is_told_beside_what_operations_allow():
     curves = Curves(
         sequences, [Point(1000, 1000.0, 2.0, 2.0), Point(10_000, 1e4, 22.0, 11.0)], [3.0, 2.9], Peak(1, 512)
     )
-    lines = result_lines(MACHINE, [], [], curves)
+    lines = result_lines(MACHINE, [], [], [], curves)
     assert "| 512 tokens | 6.8 ms | 1.75 | 1.50 | 43% |" in lines
     assert "| 10,000 rows | 2.20 ms | 1.10 |" in lines
     assert lines[-1] == "Twelve lengths, each updated twice: 3.0 CPU seconds at first sight, 2.9 at second."
@@ -96,7 +95,12 @@ def test_the_least_padding_is_that_of_trying_all_lengths():
 
 def test_what_was_measured_is_found_again(tmp_path):
     curves = Curves([Point(256, 1.0, 2.0, 3.0)], [], [1.0, 2.0], Peak(1.0, 2.0))
-    for name, value in (("speed", SPEED), ("curves", curves), ("memory", [Memory("m", "d", 4, True, False, 1, 2)])):
+    for name, value in (
+        ("speed", SPEED),
+        ("counters", COUNTED),
+        ("curves", curves),
+        ("memory", [Memory("m", "d", 4, True, False, 1, 2)]),
+    ):
         keep(name, value, tmp_path)
         assert find(name, tmp_path) == value
     assert find("nothing", tmp_path) is None

@@ -15,6 +15,7 @@ from pathlib import Path
 from macft.bench.flops import Shape
 from macft.machine import home
 from macft.models.catalog import resolve
+from tests.benchmarks.counters import count_epoch
 from tests.benchmarks.curves import curves_recipe, measure_curves
 from tests.benchmarks.kept import FOLDER, find, keep
 from tests.benchmarks.memory import Memory, compare_memory
@@ -27,7 +28,7 @@ from tests.benchmarks.worker import Worker
 RESULTS = Path(__file__).with_name("RESULTS.md")
 DATA = "MACFT_BENCH_DATA"
 BATCH_SIZES = (1, 4, 8)
-PARTS = ("speed", "memory", "curves")
+PARTS = ("counters", "speed", "memory", "curves")
 NO_DATA = f"""The rows of the comparison are not in this repository: name their folder with --data-dir or {DATA}.
 Going on with the addresses that macft comes with; RESULTS.md is left as it is."""
 
@@ -45,16 +46,22 @@ def main() -> None:
         cases = [(data, size) for size in BATCH_SIZES for data in files]
         with start_ours(model) as ours, start_peer(python, model) as peer:
             machine = Machine.read(ours.facts, peer.facts)
+            chosen = [case for case in cases if case[0] in (arguments.rows or files) and case[1] in arguments.sizes]
+            for data, size in chosen if "counters" in arguments.parts else []:
+                counted = count_epoch(ours, peer, data=data, file=files[data], batch_size=size)
+                keep(f"counters {data} {size}", counted, folder)
             if "speed" in arguments.parts:
-                chosen = [case for case in cases if case[0] in (arguments.rows or files) and case[1] in arguments.sizes]
                 run_speed(ours, peer, files, chosen, arguments, folder)
         if "memory" in arguments.parts:
             keep("memory", run_memory(python, model, files, Path(scratch)), folder)
         if "curves" in arguments.parts:
             short = next(iter(files.values()))
             keep("curves", measure_curves(model, curves_recipe(model, short), short), folder)
-    speeds = [speed for data, size in cases if (speed := find(f"speed {data} {size}", folder))]
-    lines = result_lines(machine, speeds, find("memory", folder) or [], find("curves", folder))
+    counted, speeds = (
+        [found for data, size in cases if (found := find(f"{part} {data} {size}", folder))]
+        for part in ("counters", "speed")
+    )
+    lines = result_lines(machine, counted, speeds, find("memory", folder) or [], find("curves", folder))
     print("\n".join(lines))
     if folder is FOLDER and len(speeds) == len(cases):
         RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -70,15 +77,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path(given) if given else None)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--rows", nargs="+", help="only the speed on these, as the table names them")
-    parser.add_argument("--sizes", type=int, nargs="+", default=BATCH_SIZES, help="only the speed of these batches")
+    parser.add_argument("--rows", nargs="+", help="only counters and speed of these, as the table names them")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=BATCH_SIZES, help="only counters and speed of these batches"
+    )
     parser.add_argument("--batches", type=int, default=PAIRS, help="most pairs of batches a case")
     parser.add_argument("--minutes", type=float, default=14.0, help="for all speed cases together")
     parser.add_argument("--no-repaired", action="store_true", help="leave mlx-lm with a repaired sort out")
-    parser.add_argument("--quick", action="store_true", help="few batches, speed only; RESULTS.md stays")
+    parser.add_argument(
+        "--quick", action="store_true", help="few batches, nothing but counters and speed; RESULTS.md stays"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batches, arguments.minutes, arguments.parts = 4, 1.0, ("speed",)
+        arguments.batches, arguments.minutes, arguments.parts = 4, 1.0, ("counters", "speed")
     return arguments
 
 

@@ -1,20 +1,23 @@
 """What an epoch consists of on both sides, counted and not timed: the same on every machine."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from macft.bench.report import padded_share
 from macft.data.batches import Batch
+from tests.benchmarks.worker import Worker
 
 MOST_COMPILATIONS = 12
 
 
 class Counters(NamedTuple):
-    """An epoch of macft's.
+    """An epoch of macft's, and how much of mlx-lm's is padding.
 
     Attributes:
+        data: What the rows are called.
         updates: Optimizer updates.
         passes: Micro-batches, each one forward and backward pass.
         padded_on_stream: Share of the flat stream's tokens that are fillers.
@@ -23,24 +26,35 @@ class Counters(NamedTuple):
         least_padding: Smallest share of padding that lets all micro-batches be one of 12 lengths.
     """
 
+    data: str
+    batch_size: int
     updates: int
     passes: int
     padded_on_stream: float
     padded_in_rows: float
     shapes: int
     least_padding: float
+    theirs_padded: float
 
 
-def count(updates: int, batches: list[Batch]) -> Counters:
-    """Count an epoch's micro-batches."""
-    return Counters(
-        updates=updates,
-        passes=len(batches),
-        padded_on_stream=padded_share(batches, on_stream=True),
-        padded_in_rows=padded_share(batches, on_stream=False),
-        shapes=len({tuple(part.shape for part in batch) for batch in batches}),
-        least_padding=least_padding([batch.tokens.size for batch in batches], MOST_COMPILATIONS),
-    )
+def count_epoch(ours: Worker, peer: Worker, *, data: str, file: Path, batch_size: int) -> Counters:
+    """Have both sides lay out an epoch, and count."""
+    what = {"file": str(file), "batch_size": batch_size}
+    counted, theirs = ours.plan("count", **what)["counters"], peer.plan("count", **what)
+    laid = sum(rows * columns for rows, columns in theirs["shapes"])
+    return Counters(data, batch_size, **counted, theirs_padded=1.0 - sum(theirs["tokens"]) / laid)
+
+
+def count(updates: int, batches: list[Batch]) -> dict[str, float]:
+    """Count an epoch's micro-batches, as `Counters` names it."""
+    return {
+        "updates": updates,
+        "passes": len(batches),
+        "padded_on_stream": padded_share(batches, on_stream=True),
+        "padded_in_rows": padded_share(batches, on_stream=False),
+        "shapes": len({tuple(part.shape for part in batch) for batch in batches}),
+        "least_padding": least_padding([batch.tokens.size for batch in batches], MOST_COMPILATIONS),
+    }
 
 
 def least_padding(sizes: Sequence[int], lengths: int) -> float:

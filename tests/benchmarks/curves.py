@@ -19,7 +19,7 @@ from macft.data.batches import Ints, MicroBatch, make_batch
 from macft.recipe import Recipe, make_recipe
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
-ROUNDS = (4, 3, 2, 1, 1)
+ROUNDS = (3, 2, 1, 1, 1)
 """Updates timed of each length; a long one says as much as several short ones."""
 SUPERVISED = 0.4
 ROWS = (1_000, 10_000, 100_000)

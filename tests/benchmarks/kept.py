@@ -9,10 +9,13 @@ from macft.bench.sample import Estimate
 from tests.benchmarks.counters import Counters
 from tests.benchmarks.curves import Curves, Point
 from tests.benchmarks.memory import Memory
+from tests.benchmarks.preference_page import Against, Peaks
 from tests.benchmarks.sides import BENCH
 from tests.benchmarks.speed import Speed
 
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Counters, Curves, Estimate, Memory, Peak, Point, Speed)}
+KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Against, Counters, Curves, Estimate, Memory, Peak, Peaks, Point, Speed)
+}
 FOLDER = BENCH / "measured"
 
 

@@ -72,7 +72,7 @@ class Ours:
         return {
             "tokens": [int(rows.lengths[indices].sum()) for indices in plan],
             "work": [self.engine.work(rows, indices) for indices in plan],
-            "counters": count(len(plan), laid_out)._asdict(),
+            "counters": count(len(plan), laid_out),
         }
 
     def reply(self, values: dict[str, Any]) -> None:

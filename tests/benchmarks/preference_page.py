@@ -34,11 +34,11 @@ sigmoid. Each library's own training loop runs, called directly where its comman
 handed over. mlx-lm-lora asks a second model for the reference in every step; troy the same model with adapters off, in
 every step; mlx-tune and macft have it from before, which is not part of a step. mlx-tune shares the prompt between the
 responses where a step has one pair; with more it repeats it, and its sums then run over the prompt too, which cancels
-in the loss but not in the work. The first step of a shape that compiles is not timed. Sides take turns batch by batch,
-over batches of their own epochs spread evenly from the lightest to the heaviest; medians are of those. FLOPs allow: the
-other's operations ÷ macft's, on the same tokens. Epoch: seconds on the clock with the reference pass, where a side
-makes one before training. Intervals: 95%, bootstrap over pairs of batches; a demand is met or missed where the whole
-interval says so, and open otherwise."""
+in the loss but not in the work. What compiling a shape takes is not counted. Sides take turns, each with the batch at
+the same quantile of the work in its own epoch; medians are of those. FLOPs allow: the other's operations ÷ macft's, on
+the same tokens, by one formula, which does not know what macft's last layer leaves out. Epoch: seconds on the clock
+with the reference pass, where a side makes one before training. Intervals: 95%, bootstrap over pairs of batches; a
+demand is met or missed where the whole interval says so, and open otherwise."""
 MEMORY_HOW = """Peak of the middle batch of 4 pairs of long prompts, above what lay there before it; held: what lay
 there, weights of the reference included. Processes of their own, nothing recomputed."""
 

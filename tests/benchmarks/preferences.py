@@ -8,23 +8,24 @@ may be stopped, or be one of several that each take a part.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from macft.bench.clock import Cost
 from macft.bench.flops import Shape, useful_flops
-from macft.bench.sample import Estimate, Timed, compare_rates, spread
+from macft.bench.sample import Timed, compare_rates, spread
 from macft.machine import home
 from macft.models.catalog import resolve
 from tests.benchmarks.compare import DATA
+from tests.benchmarks.kept import find, keep
 from tests.benchmarks.memory import UNSPLIT
 from tests.benchmarks.preference_page import (
     OURS,
@@ -37,7 +38,7 @@ from tests.benchmarks.preference_page import (
 from tests.benchmarks.preference_rows import read_ids, write_pairs
 from tests.benchmarks.rows import write_wide_model
 from tests.benchmarks.sides import BENCH, install_peer, start_ours, start_peer
-from tests.benchmarks.speed import FEWEST, THEIR_SHAPES, Side
+from tests.benchmarks.speed import PAIRS, Side
 from tests.benchmarks.table import Machine
 from tests.benchmarks.worker import Worker
 
@@ -74,17 +75,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=BENCH) as scratch:
         files = write_pairs(arguments.data_dir, model, Path(scratch))
         cases = [(data, size) for size in arguments.batch_sizes for data in arguments.pairs]
-        bench = Bench(model, files, pythons, arguments.batches, arguments.minutes * 60 / len(cases))
+        bench = Bench(model, files, pythons, arguments.batches, arguments.minutes * 60 / max(1, len(cases)))
         for data, size in cases:
             found, machine = compare_case(bench, data, size)
             print("\n".join(speed_lines(found)))
             if not arguments.quick:
-                keep("machine", asdict(machine))
+                keep("machine", asdict(machine), KEPT)
                 for one in found:
-                    keep(case_name(*one[:3]), one._asdict())
+                    keep(case_name(*one[:3]), one, KEPT)
         if not arguments.no_memory:
             for peaks in compare_memory(bench, write_wide_model(Path(scratch) / "wide", model)):
-                keep(memory_name(peaks.side), peaks._asdict())
+                keep(memory_name(peaks.side), peaks, KEPT)
     if not arguments.quick:
         RESULTS.write_text("\n".join(kept_lines()) + "\n", encoding="utf-8")
 
@@ -99,26 +100,14 @@ def memory_name(side: str) -> str:
     return f"memory of {side}"
 
 
-def keep(name: str, found: object) -> None:
-    """Keep what was measured."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
-
-
 def kept_lines() -> list[str]:
     """Return the page of all that is kept."""
-    kept = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in KEPT.glob("*.json")}
     cases = [case_name(data, size, peer) for size in BATCH_SIZES for data in SPEED_DEMANDS for peer in PEERS]
     sides = [memory_name(side) for side in (IN_ONE_PASS, OURS, *PEERS)]
-    ratios = ("cpu_ratio", "epoch_ratio")
-    found = [
-        Against(**kept[name] | {ratio: Estimate(*kept[name][ratio]) for ratio in ratios})
-        for name in cases
-        if name in kept
-    ]
-    peaks = [Peaks(**kept[name]) for name in sides if name in kept]
+    kept = {name: value for name in (*cases, *sides) if (value := find(name, KEPT))}
+    found, peaks = ([kept[name] for name in names if name in kept] for names in (cases, sides))
     missing = [name for name in (*cases, *sides) if name not in kept]
-    return result_lines(Machine(**kept["machine"]), found, peaks, missing)
+    return result_lines(Machine(**find("machine", KEPT)), found, peaks, missing)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,7 +119,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=16, help="most batches a case and side")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all speed cases together")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
-    parser.add_argument("--pairs", nargs="+", choices=SPEED_DEMANDS, default=list(SPEED_DEMANDS))
+    parser.add_argument(
+        "--pairs", nargs="*", choices=SPEED_DEMANDS, default=list(SPEED_DEMANDS), help="none: only memory"
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--quick", action="store_true", help="few batches, no memory; nothing is kept")
     parser.add_argument("--no-memory", action="store_true")
@@ -177,10 +168,13 @@ class PairSide(Side):
         super().__init__(worker, name, work, tokens_of(plan["rows"], file))
         self.compiles = plan.get("compiles", False)
         self.reference_flops_a_token = plan.get("reference", 0) / self.epoch.tokens
+        self.reference_seconds = 0.0
+        """Of the last step's pairs, where the side asks the reference before training."""
 
-    def warm_up(self) -> None:
-        """Make the lightest step, untimed."""
-        self.worker.step(self.name, min(range(len(self.work)), key=self.work.__getitem__))
+    def _step(self, batch: int) -> Cost:
+        took = self.worker.step(self.name, batch)
+        self.reference_seconds = took.get("reference", {}).get("seconds", 0.0)
+        return Cost(took["seconds"], took["cpu_seconds"])
 
 
 def flops_of(passes: Sequence[dict[str, Any]], shape: Shape) -> int:
@@ -196,19 +190,18 @@ def tokens_of(batches: Sequence[Sequence[int]], file: Path) -> list[int]:
 
 def take_turns(bench: Bench, ours: PairSide, theirs: dict[str, PairSide], name: str) -> list[float]:
     """Step all sides in turns until the time is up; returns the seconds of our reference pass on each batch."""
-    our_batches = spread(ours.work, bench.batches)
-    their_batches = {peer: spread(side.work, THEIR_SHAPES) for peer, side in theirs.items()}
-    for side in (ours, *theirs.values()):
-        side.warm_up()
+    sides = (ours, *theirs.values())
+    for side in sides:
+        side.warm_up(compiles=side.compiles)
+    places = list(zip(*(spread(side.work, bench.batches) for side in sides), strict=True))
     references, started = [], time.monotonic()
-    for done, batch in enumerate(our_batches):
-        if done >= FEWEST and time.monotonic() - started > bench.seconds:
+    for done, same_quantile in enumerate(places):
+        if done >= PAIRS and time.monotonic() - started > bench.seconds:
             break
-        references.append(ours.worker.step(ours.name, batch)["reference"]["seconds"])
-        ours.step(batch)
-        for peer, side in theirs.items():
-            side.step(their_batches[peer][done % len(their_batches[peer])], compiles=side.compiles)
-        print(f"\r{name}: {done + 1} of {len(our_batches)} ", end="", file=sys.stderr, flush=True)
+        for side, batch in zip(sides, same_quantile, strict=True):
+            side.step(batch, compiles=side.compiles)
+        references.append(ours.reference_seconds)
+        print(f"\r{name}: {done + 1} of {len(places)} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return references
 
@@ -237,17 +230,15 @@ def against(
     )
 
 
-def compare_memory(bench: Bench, wide: Path) -> list[Peaks]:
+def compare_memory(bench: Bench, wide: Path) -> Iterator[Peaks]:
     """Measure peaks with a wide vocabulary: macft in one pass and as it splits, and every library."""
     options = {"batch_size": 4, "beta": BETA}
-    found = []
     for side, more in ((IN_ONE_PASS, {"micro_batch_tokens": UNSPLIT}), (OURS, {})):
         with start_ours(wide, module="preference_ours", **options, **more) as worker:
-            found.append(peak_of(worker, side, bench))
+            yield peak_of(worker, side, bench)
     for peer, python in bench.pythons.items():
         with start_peer(python, wide, script="preference_peer.py", peer=peer, **options) as worker:
-            found.append(peak_of(worker, peer, bench))
-    return found
+            yield peak_of(worker, peer, bench)
 
 
 def peak_of(worker: Worker, side: str, bench: Bench) -> Peaks:

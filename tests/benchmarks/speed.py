@@ -14,13 +14,10 @@ import numpy as np
 from macft.bench.clock import Cost, Peak
 from macft.bench.flops import Shape, padded_flops
 from macft.bench.sample import Epoch, Estimate, Timed, compare_rates, spread, tokens_per_second
-from tests.benchmarks.counters import Counters
 from tests.benchmarks.worker import Worker
 
 PAIRS = 8
 """Pairs of batches of a case, whatever the time: fewer say nothing of the spread."""
-FEWEST, THEIR_SHAPES = 3, 6
-"""Of the comparison of preferences: batches of a case, whatever the time, and shapes of a peer that compiles."""
 WARM_BELOW = 8.0
 """CPU seconds of a step below which it is made once before it is timed, where it is compiled for its shape; of a longer
 one the median of what compiling took is taken off instead."""
@@ -32,7 +29,6 @@ class Side:
     def __init__(self, worker: Worker, name: str, work: list[int], tokens: list[int]) -> None:
         self.worker, self.name, self.work = worker, name, work
         self.epoch = Epoch(sum(tokens), sum(work))
-        self.padded = 0.0
         self.seconds: list[Timed] = []
         self.cpu_seconds: list[Timed] = []
         self._warm: set[int] = set()
@@ -84,9 +80,6 @@ class Speed(NamedTuple):
     repaired: Estimate | None
     """In CPU seconds, against mlx-lm with its length sort repaired."""
     useful_per_cpu_second: float
-    padded: float
-    """Share of mlx-lm's tokens that are padding."""
-    counters: Counters
     peak: Peak
     """The fastest product, measured before and after the batches."""
 
@@ -116,7 +109,7 @@ def compare_speed(
         seconds: After so many, and the fewest pairs that say something, no further round begins.
         with_repaired: Time mlx-lm with its length sort repaired as well.
     """
-    our, counters = _our_side(ours, data, file, batch_size)
+    our = _our_side(ours, data, file, batch_size)
     their = _their_side(peer, shape, data, file, batch_size, sort=False)
     repaired = [_their_side(peer, shape, data, file, batch_size, sort=True)] if with_repaired else []
     sides = [our, their, *repaired]
@@ -146,8 +139,6 @@ def compare_speed(
         flops_allow=their.flops_a_token / our.flops_a_token,
         repaired=_against(our, repaired[0]) if repaired else None,
         useful_per_cpu_second=work / cpu_seconds,
-        padded=their.padded,
-        counters=counters,
         peak=peak,
     )
 
@@ -156,10 +147,10 @@ def _against(our: Side, other: Side) -> Estimate:
     return compare_rates(our.cpu_seconds, other.cpu_seconds, (our.epoch, other.epoch), seed=0)
 
 
-def _our_side(worker: Worker, data: str, file: Path, batch_size: int) -> tuple[Side, Counters]:
+def _our_side(worker: Worker, data: str, file: Path, batch_size: int) -> Side:
     name = f"{data} {batch_size}"
     plan = worker.plan(name, file=str(file), batch_size=batch_size)
-    return Side(worker, name, plan["work"], plan["tokens"]), Counters(**plan["counters"])
+    return Side(worker, name, plan["work"], plan["tokens"])
 
 
 def _their_side(worker: Worker, shape: Shape, data: str, file: Path, batch_size: int, *, sort: bool) -> Side:
@@ -167,9 +158,7 @@ def _their_side(worker: Worker, shape: Shape, data: str, file: Path, batch_size:
     plan = worker.plan(name, file=str(file), batch_size=batch_size, sort=sort)
     # The model sees one column less than a batch has: the last is only a target.
     work = [padded_flops(shape, rows=rows, length=columns - 1) for rows, columns in plan["shapes"]]
-    side = Side(worker, name, work, plan["tokens"])
-    side.padded = 1.0 - sum(plan["tokens"]) / sum(rows * columns for rows, columns in plan["shapes"])
-    return side
+    return Side(worker, name, work, plan["tokens"])
 
 
 def best_peak(worker: Worker, so_far: Peak) -> Peak:

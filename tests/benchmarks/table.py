@@ -7,7 +7,7 @@ from typing import Any
 from macft.bench.sample import Estimate
 from macft.machine import read_machine
 from macft.plan import CPU_TOKENS
-from tests.benchmarks.counters import MOST_COMPILATIONS
+from tests.benchmarks.counters import MOST_COMPILATIONS, Counters
 from tests.benchmarks.curves import Curves
 from tests.benchmarks.memory import MIB, Memory
 from tests.benchmarks.speed import Speed
@@ -63,15 +63,19 @@ class Machine:
 
 
 def result_lines(
-    machine: Machine, speeds: Sequence[Speed], memories: Sequence[Memory], curves: Curves | None
+    machine: Machine,
+    counted: Sequence[Counters],
+    speeds: Sequence[Speed],
+    memories: Sequence[Memory],
+    curves: Curves | None,
 ) -> list[str]:
     """Return the whole page: what is counted first, then what is timed."""
     versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
     on = f"{machine.chip}, {machine.cores} cores, {machine.system}"
     lines = HEAD.format(versions=versions, on=on).splitlines()
     sections = [
-        ("Counters", counter_lines(speeds), COUNTED.splitlines()),
-        ("Speed", speed_lines(speeds), HOW.splitlines()),
+        ("Counters", counter_lines(counted) if counted else [], COUNTED.splitlines()),
+        ("Speed", speed_lines(speeds) if speeds else [], HOW.splitlines()),
         ("Growth", curve_lines(curves) if curves else [], []),
         ("Peak memory above the weights", memory_lines(memories) if memories else [], []),
     ]
@@ -81,7 +85,7 @@ def result_lines(
     return lines[:-1]
 
 
-def counter_lines(speeds: Sequence[Speed]) -> list[str]:
+def counter_lines(counted: Sequence[Counters]) -> list[str]:
     """Return the table of what was counted."""
     head = [
         "rows, batch",
@@ -92,22 +96,21 @@ def counter_lines(speeds: Sequence[Speed]) -> list[str]:
         "padding, mlx-lm",
         "compilations",
         "shapes",
-        "padding with 12 lengths",
+        f"padding with {MOST_COMPILATIONS} lengths",
     ]
     body = [
         [
-            f"{speed.data}, {speed.batch_size}",
-            f"{counted.updates:,}",
-            f"{counted.passes:,}",
-            f"{counted.padded_on_stream:.1%}",
-            f"{counted.padded_in_rows:.1%}",
-            f"{speed.padded:.0%}",
+            f"{epoch.data}, {epoch.batch_size}",
+            f"{epoch.updates:,}",
+            f"{epoch.passes:,}",
+            f"{epoch.padded_on_stream:.1%}",
+            f"{epoch.padded_in_rows:.1%}",
+            f"{epoch.theirs_padded:.0%}",
             "0",
-            f"{counted.shapes:,}",
-            f"{counted.least_padding:.1%}",
+            f"{epoch.shapes:,}",
+            f"{epoch.least_padding:.1%}",
         ]
-        for speed in speeds
-        for counted in [speed.counters]
+        for epoch in counted
     ]
     return markdown([head, *body])
 

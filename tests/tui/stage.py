@@ -105,7 +105,7 @@ def stage_result(runs: Path) -> Path:
 
 def stage_runs(runs: Path) -> Path:
     """Write one run of each kind that has ended."""
-    runs.mkdir(exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
     for place, (name, events) in enumerate(
         {"addresses": done(), "bad-rows": failed(), "killed": training(), "tone": preferences()}.items()
     ):

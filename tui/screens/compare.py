@@ -3,6 +3,7 @@
 The rule: whose answer is whose is said after the verdict only, unless somebody asked to see.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,8 @@ from tui.widgets.verdict import VerdictBar, first_line, second_line
 DRAW_SECONDS = 0.1
 """Between two looks at what came: text that changes more often cannot be read."""
 SCROLLED_LINES = 2
+GRACE_SECONDS = 0.7
+"""After an answer's end, in which esc was meant to stop it."""
 EMPTY = """Nothing to compare yet.
 
 - **v** chooses who answers: runs, checkpoints, models
@@ -59,6 +62,7 @@ class CompareScreen(StudioScreen):
         self.judged: list[tuple[Talk, Round]] = []
         self._is_stale = True
         self._seen_end: tuple[int, str] = (0, "")
+        self._changed_at = -GRACE_SECONDS
         self._seen_voices: tuple[Voice, ...] = ()
 
     def compose_body(self) -> ComposeResult:
@@ -195,6 +199,8 @@ class CompareScreen(StudioScreen):
             self.comparison.stop()
         elif self.is_editing:
             self.is_editing = False
+        elif time.monotonic() - self._changed_at < GRACE_SECONDS:
+            pass
         elif self.focused is not bar and bar.can_focus:
             bar.focus()
         else:

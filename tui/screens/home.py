@@ -18,11 +18,11 @@ from tui.messages import RunRow
 from tui.screens.ask import AskScreen
 from tui.screens.difference import DifferenceScreen
 from tui.screens.listing import ListScreen
+from tui.screens.removal import Removal
 from tui.theme import GLYPHS, STYLES
 from tui.widgets.run_detail import RunDetail
 
 COLUMNS = ("state", "name", "model", "method", "step", "best", "size", "age", "note")
-UNDO_SECONDS = 30.0
 EMPTY = """Nothing yet. Three ways to begin:
 
   2   choose a model, or fetch one: smollm2-135m (93 MB) is small enough for any Mac
@@ -32,7 +32,7 @@ EMPTY = """Nothing yet. Three ways to begin:
 Whatever trains shows up here, and goes on when the studio is closed."""
 
 
-class HomeScreen(ListScreen):
+class HomeScreen(Removal, ListScreen):
     """All runs."""
 
     NAME = "home"
@@ -42,7 +42,6 @@ class HomeScreen(ListScreen):
     def __init__(self) -> None:
         super().__init__()
         self.marked: list[Path] = []
-        self.removed: list[tuple[Path, Path]] = []
 
     def compose_body(self) -> ComposeResult:
         """Put the table beside what is said of one run."""
@@ -149,10 +148,11 @@ class HomeScreen(ListScreen):
 
     def action_compare(self) -> None:
         """Ask Base and the run side by side, or the two that are marked."""
-        if len(self.marked) == 2:
-            self.studio.compare([str(path) for path in self.marked], base=False)
+        marked = [row for path in self.marked if (row := self.studio.row_of(path))]
+        if len(marked) == 2:
+            self.studio.compare(marked, base=False)
         elif row := self.current:
-            self.studio.compare([str(row.path)], base=True)
+            self.studio.compare([row], base=True)
 
     def action_note(self) -> None:
         """Write a note on the run."""
@@ -182,26 +182,8 @@ class HomeScreen(ListScreen):
 
     def action_remove(self) -> None:
         """Take the run away, for good after a while."""
-        if (row := self.current) is None:
-            return
-        kept = list[Path]()
-        if self.attempt(lambda: kept.append(api.discard_run(str(row.path)))):
-            self.removed.append((row.path, kept[0]))
-            self.notify(f"{row.name} is removed; u brings it back within {UNDO_SECONDS:.0f} s", markup=False)
-            self.set_timer(UNDO_SECONDS, lambda: self._forget(kept[0]))
-
-    def _forget(self, kept: Path) -> None:
-        if any(kept == path for _, path in self.removed):
-            self.removed = [pair for pair in self.removed if pair[1] != kept]
-            self.attempt(api.forget_run, kept)
-
-    def action_undo(self) -> None:
-        """Bring back what was removed last."""
-        if not self.removed:
-            self.notify("Nothing to bring back.")
-            return
-        path, kept = self.removed.pop()
-        self.attempt(api.restore_run, kept, path, done=f"{path.name} is back")
+        if row := self.current:
+            self.remove_it(row.path, lambda: api.discard_run(str(row.path)), api.restore_run, api.forget_run)
 
     def action_down(self) -> None:
         """Go down a row."""

@@ -116,7 +116,7 @@ class LiveScreen(StudioScreen):
     def action_compare(self) -> None:
         """Ask Base and the run the same."""
         if row := self.row:
-            self.studio.compare([str(row.path)], base=True)
+            self.studio.compare([row], base=True)
 
     def action_log_axis(self) -> None:
         """Change the axis."""

@@ -109,6 +109,13 @@ class VoicesScreen(ModalScreen[Chosen | None]):
             self.dismiss(Chosen(names, self.base))
 
 
+def answering(row: RunRow) -> str:
+    """Return what of a run can answer, as the worker takes it: its result, else its last checkpoint, else nothing."""
+    if row.run.is_job or row.run.adapter.is_dir():
+        return str(row.path)
+    return f"{row.path}@latest" if (row.run.checkpoints / "latest").exists() else ""
+
+
 def _choices(row: RunRow) -> list[_Choice]:
     if row.run.is_job:
         return []

@@ -58,7 +58,7 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+")
-_LONGEST = 600
+_LONGEST = 240
 """Characters that are looked at."""
 _SHORTEST, _FEWEST, _SURE = 12, 2, 4
 """Characters and common words below which nothing is said, and how many times those of the next language they are."""
@@ -68,7 +68,7 @@ def name_mismatch(prompt: str, answer: str) -> str:
     """Say that an answer is in another language than its prompt; empty when it is not, or when it cannot be told."""
     if len(answer) < 4 or len(prompt) < 4:
         return ""
-    asked, said = find_script(prompt), find_script(answer)
+    asked, said = find_script(prompt[:_LONGEST]), find_script(answer[:_LONGEST])
     if not asked or not said:
         return ""
     if asked == said == "Latin":

@@ -6,7 +6,6 @@ commands raise no alarm.
 
 import json
 import re
-import statistics
 from collections.abc import Iterator
 
 import numpy as np
@@ -64,7 +63,7 @@ def _is_open_json(text: str) -> bool:
 
 def find_odd_answers(words: npt.NDArray[np.uint32], endings: npt.NDArray[np.uint8]) -> Iterator[tuple[int, str, str]]:
     """Yield place, kind and reason of the answers [N] of a file that are unlike its others."""
-    usual = statistics.median(words) if len(words) else 0
+    usual = float(np.median(words)) if len(words) else 0.0
     single = np.flatnonzero(words <= 1)
     if usual >= _TYPICAL_WORDS and len(single) <= _RARE * len(words):
         for place in single:

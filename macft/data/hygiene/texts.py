@@ -25,6 +25,7 @@ from macft.data.sources import Row
 
 _ANSWER_COLUMNS = ("completion", "output", "chosen", "rejected")
 _SPEAKER_COLUMNS = (("messages", "role", "content"), ("conversations", "from", "value"))
+_PLAIN_ROLES = {"system", "user", "assistant"}
 _SPEAKERS = {"assistant", "gpt", "chatgpt", "bot", "model"}
 
 
@@ -63,6 +64,8 @@ def read_texts(row: Row, columns: Mapping[str, str]) -> Texts:
     Raises:
         RowProblem: It cannot be understood.
     """
+    if not columns and (plain := _plain_chat(row.value)):
+        return plain
     method = detect_method(row.value, columns)
     if method != "sft":
         return _responses(parse_preferences(row, columns, method=method, strings="text"))
@@ -73,6 +76,24 @@ def read_texts(row: Row, columns: Mapping[str, str]) -> Texts:
         return _completion(example)
     text = example.text if isinstance(example, TextExample) else ""
     return Texts("text", (Turn("text", text),), "", text)
+
+
+def _plain_chat(value: Mapping[str, Any]) -> Texts | None:
+    """Return a chat of nothing but roles and texts, which needs no parsing; None for all others."""
+    messages = value.get("messages")
+    if len(value) != 1 or not isinstance(messages, list):
+        return None
+    turns: list[Turn] = []
+    for message in messages:
+        if not isinstance(message, dict) or len(message) != 2:
+            return None
+        role, content = message.get("role"), message.get("content")
+        if role not in _PLAIN_ROLES or not isinstance(content, str) or not content.strip():
+            return None
+        turns.append(Turn(role, content, role == "assistant"))
+    if not turns or not turns[-1].is_answer:
+        return None
+    return Texts("chat", tuple(turns), _join(tuple(turns[:-1])), turns[-1].text)
 
 
 def _completion(example: CompletionExample) -> Texts:

@@ -92,7 +92,7 @@ def _secret(rng: random.Random, text: str) -> str:
     return _in_the_middle(rng, text, rng.choice(secrets))
 
 
-def _edit(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
+def edit(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     """Change a word or two of a row, or add one."""
     question, reply = (turn["content"] for turn in row["messages"])
     words = reply.split()
@@ -125,7 +125,7 @@ SPOILS: dict[str, Callable[[random.Random, dict[str, Any]], dict[str, Any]]] = {
 }
 COPIES: dict[str, Callable[[random.Random, dict[str, Any]], dict[str, Any]]] = {
     "duplicate": lambda rng, row: json.loads(json.dumps(row).replace("The ", rng.choice(["The  ", "the ", "The "]))),
-    "near_duplicate": _edit,
+    "near_duplicate": edit,
 }
 LEAKS: dict[str, Callable[[random.Random, dict[str, Any]], dict[str, Any]]] = {
     "leak": lambda rng, row: chat(row["messages"][0]["content"].upper(), sentence(rng)),

@@ -6,6 +6,8 @@ import pytest
 from macft.data.hygiene.advice import advise
 from macft.data.hygiene.check import check_rows
 from macft.data.hygiene.findings import KINDS
+from macft.data.hygiene.texts import read_texts
+from macft.data.sources import Row
 from macft.errors import DataError
 from tests.conftest import REPOSITORY
 from tests.data.hygiene.planted import chat, plant, write
@@ -126,3 +128,19 @@ def test_the_amount_of_rows_is_weighed(planted, rows, said):
 def test_a_goal_of_knowledge_is_told_to_look_things_up(planted):
     assert any("retrieved" in line for line in advise(planted[0], "answer questions about our handbook"))
     assert any("does best" in line for line in advise(planted[0], "write like our brand"))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("user", "Hi"), ("assistant", "Hello.")],
+        [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Who?"), ("assistant", "Me.")],
+        [("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")],
+    ],
+)
+def test_a_plain_chat_is_what_parsing_makes_of_it(messages):
+    turns = [{"role": role, "content": text} for role, text in messages]
+    one, other = (
+        read_texts(Row({"messages": turns, **more}, "x:1", "x", 1), {}) for more in ({}, {"source": "parsed in full"})
+    )
+    assert one == other
