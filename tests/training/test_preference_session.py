@@ -166,7 +166,7 @@ def test_training_stops_early_on_held_out_accuracy_and_keeps_the_best(
 
 def test_test_rows_are_answered_by_base_and_tuned(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     table = {"every": 4, "samples": 0, "max_tokens": 8, "test_rows": 3}
-    data = {"test": str(tmp_path / "pairs.jsonl")}
+    data = {"test": str(tmp_path / "pairs.jsonl"), "leaks": "allow"}
     scored = Life(recipe_of(evaluate=table, data=data), tmp_path / "run").live().of(Scored)
     assert scored[0].rows == 3
 
