@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -56,6 +57,7 @@ class Renderer:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.owner = 0
+        self._turn = Lock()  # a server answers several at once
 
     def render(self, template: str, values: dict[str, Any]) -> str:
         """Render a template with plain values.
@@ -64,10 +66,14 @@ class Renderer:
             ModelError: It took too long or too much memory, and was ended.
             ValueError: It refuses the values.
         """
+        with self._turn:
+            return self._render(json.dumps({"template": template, "values": values}).encode() + b"\n")
+
+    def _render(self, request: bytes) -> str:
         process = self._started()
         assert process.stdin
         try:
-            process.stdin.write(json.dumps({"template": template, "values": values}).encode() + b"\n")
+            process.stdin.write(request)
             process.stdin.flush()
         except BrokenPipeError:
             raise self._ended("it died") from None

@@ -202,7 +202,7 @@ class Checkpoints:
             told = [_difference(key, then[key], self.world[key]) for key in refused]
             fix = "Put it back, or start a new run with start_from set to this run's adapter."
             if set(refused) <= set(ROWS):
-                fix = f"`macft resume --accept-new-data` goes on with the new rows. {fix}"
+                fix = f"`macft resume --accept-new-data` goes on with the new rows. Or p{fix[1:]}"
             raise RunError(f"since the run was started, this changed: {', '.join(told)}", fix=fix)
         return changed
 
