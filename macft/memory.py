@@ -6,8 +6,9 @@ backend were counted in what `losses`, `models.stream` and `models.dequantized` 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+
+from macft.facts import Loaded, Shape
 
 FLOAT32_BYTES = 4
 CHUNK_ROWS = 256
@@ -18,6 +19,8 @@ TRAINED_HEAD_COPIES = 4.5
 """Copies of all logits, float32, when the head is trained and its gradient is left to autodiff."""
 UNKNOWN_HEAD_COPIES = 3.0
 """Copies of the supervised logits when the model makes its own, besides one of all positions."""
+LEVELS = ("none", "pointwise", "mlp", "layer")
+"""What the backward pass can compute again, the least first, as `models.recompute` says."""
 GRADIENT_COPIES = 2
 """Summed and clipped gradients live beside each other until the update is made."""
 MOMENTS = {"adamw": 2, "lion": 1, "muon": 1, "sgd": 1, "adafactor": 0}
@@ -41,70 +44,6 @@ STREAMED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "iqu
 """Families whose rows lie in one flat stream; all others take padded rows."""
 SPLIT_HEADS = STREAMED | {"phi3", "gemma", "gemma2", "cohere", "cohere2", "granite", "olmo2", "starcoder2", "stablelm"}
 """Families whose head macft takes apart; of all others the worst is expected: logits of every position."""
-
-
-class Shape(Protocol):
-    """The sizes of a model, as its config says them."""
-
-    @property
-    def family(self) -> str:
-        """The `model_type` of its config."""
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D of the hidden states."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """Width of the MLP."""
-
-    @property
-    def heads(self) -> int:
-        """Query heads."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows V of the embedding."""
-
-    @property
-    def tied(self) -> bool:
-        """Whether embedding and head are one matrix."""
-
-
-class Loaded(Protocol):
-    """The sizes of a model's weights, as `models.describe.ModelFacts` has them."""
-
-    @property
-    def parameters(self) -> int:
-        """Weights before any quantization."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes as stored."""
-
-    @property
-    def float_values(self) -> int:
-        """Floating-point numbers as stored, scales included."""
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of quantized codes."""
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it is stored quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +77,8 @@ class Backend:
         kv: The same of the keys' width.
         longest_scores: Rows up to this length keep their attention weights.
         free: Work of a layer whose values were kept.
-        recomputed: Work of a layer that is computed again.
+        pointwise: Work of a layer whose norms and activation functions are computed again.
+        recomputed: Work of a layer whose MLP, or all of which, is computed again.
         dequantized: Copies of a quantized head's weight, float32, while its logits are made.
         cache_share: What the allocator may hold back, of what comes and goes.
         query_block: Queries that meet only the keys before them, so that about half of the weights exist; 0 for all.
@@ -149,6 +89,7 @@ class Backend:
     kv: float
     longest_scores: int
     free: Work
+    pointwise: Work
     recomputed: Work
     dequantized: float = 0.0
     cache_share: float = 0.0
@@ -162,8 +103,9 @@ CPU_STREAM = Backend(
     longest_scores=512,  # models.stream.KEPT_SCORES
     query_block=64,  # models.stream.QUERY_BLOCK
     free=Work(inner=6.0, width=8.0, queries=4.0, attention=2.4),
+    pointwise=Work(inner=10.0, width=9.0, queries=4.0, attention=2.4),
     recomputed=Work(inner=15.0, width=9.0, queries=5.0, kv=6.0, scores=1.4, attention=2.8),
-    dequantized=2.6,
+    dequantized=2.8,
 )
 CPU_PADDED = Backend(
     value_bytes=4,
@@ -171,8 +113,9 @@ CPU_PADDED = Backend(
     kv=2.0,
     longest_scores=10**9,
     free=Work(inner=6.0, width=8.0, queries=4.0, attention=3.4),
+    pointwise=Work(inner=10.0, width=9.0, queries=4.0, attention=3.4),
     recomputed=Work(inner=18.0, width=9.0, queries=5.0, kv=6.0, scores=1.3, attention=2.4),
-    dequantized=2.6,
+    dequantized=2.8,
 )
 METAL = Backend(
     value_bytes=2,
@@ -180,6 +123,7 @@ METAL = Backend(
     kv=2.3,
     longest_scores=0,
     free=Work(inner=2.0, width=4.0, queries=2.0),
+    pointwise=Work(inner=4.0, width=4.0, queries=2.0),
     recomputed=Work(inner=5.0, width=4.0, queries=2.0, kv=2.3),
     cache_share=0.25,
 )
@@ -193,6 +137,7 @@ class Learner:
         linears: Names of the adapted linear layers, as `linears` gives them.
         layers: How many of the last layers have them.
         rank: Of the adapter; 0 when the whole model is trained.
+        is_float32: LoRA multiplies in float32, whatever the model computes in.
     """
 
     linears: frozenset[str]
@@ -200,6 +145,7 @@ class Learner:
     rank: int
     kind: str
     optimizer: str
+    is_float32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +153,19 @@ class Pass:
     """One micro-batch.
 
     Attributes:
+        tokens: Of the stream.
+        laid: Of the attention rows; more, where rows share a prompt.
         longest: Tokens of its longest row.
         supervised: Positions that are trained on.
+        recompute: One of `LEVELS`.
         accumulates: There are several in an update, so gradients of earlier ones wait.
     """
 
     tokens: int
+    laid: int
     longest: int
     supervised: int
-    recomputed: bool
+    recompute: str
     accumulates: bool
 
 
@@ -268,22 +218,43 @@ def update_bytes(shape: Shape, trained: int, learner: Learner) -> int:
 def kept_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> float:
     """Return the values that one layer keeps for the backward pass, a token.
 
-    Everything is kept that a later gradient is made of: the inputs of norms, attention and MLP always, the input of a
-    linear layer only when that is adapted.
+    Everything is kept that a later gradient is made of, and is not computed again: the inputs of norms, attention and
+    MLP always, the input of a linear layer only when that is adapted.
     """
+    if part.recompute == "layer":
+        return shape.hidden_size
     width, inner = shape.hidden_size, shape.intermediate_size
     queries, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     names = {name.rpartition(".")[2] for name in learner.linears}
-    kept = 2 * width + queries + (backend.inner - 1) * inner + backend.kv * kv
-    kept += width if names & {"q_proj", "k_proj", "v_proj"} else 0
-    kept += width if names & {"gate_proj", "up_proj"} else 0
-    kept += queries if "o_proj" in names else 0
-    kept += inner if "down_proj" in names else 0
-    kept += learner.rank * len(names) if learner.rank else 2 * width
+    kept: float = 2 * width + (queries if "o_proj" in names else 0)
+    if part.recompute == "none":
+        kept += (backend.inner - 1) * inner
+        kept += width if names & {"q_proj", "k_proj", "v_proj"} else 0
+        kept += width if names & {"gate_proj", "up_proj"} else 0
+        kept += inner if "down_proj" in names else 0
+        kept += learner.rank * len(names) if learner.rank else 2 * width
+        read = sum(size[0] for name, size in linears(shape).items() if name in learner.linears)
+        kept += 2 * read if learner.is_float32 and learner.rank and backend.value_bytes < FLOAT32_BYTES else 0
+    elif part.recompute == "pointwise":
+        kept += 2 * inner
     kept += sum(size[1] for size in linears(shape).values()) + 2 * width if learner.kind == "dora" else 0
     kept += queries + kv if shape.family in NORMED_HEADS else 0
     kept += 2 * width if shape.family in DOUBLE_NORMS else 0
-    return kept if part.longest > backend.longest_scores else kept + score_values(shape, part, backend)
+    in_rows = queries + backend.kv * kv
+    in_rows += 0 if part.longest > backend.longest_scores else score_values(shape, part, backend)
+    return kept + in_rows * part.laid / part.tokens
+
+
+def unread_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> float:
+    """Return the values that a layer keeps the fewer, a token, since the last one is narrowed (see `models.stream`)."""
+    if shape.family not in STREAMED:
+        return 0.0
+    names = {name.rpartition(".")[2] for name in learner.linears}
+    narrowed = shape.hidden_size + (backend.inner - 1) * shape.intermediate_size
+    narrowed += shape.heads * shape.head_dim if "o_proj" in names else 0
+    narrowed += shape.hidden_size if names & {"gate_proj", "up_proj"} else 0
+    narrowed += shape.intermediate_size if "down_proj" in names else 0
+    return narrowed * (1.0 - part.supervised / part.tokens) / learner.layers
 
 
 def score_values(shape: Shape, part: Pass, backend: Backend) -> float:
@@ -295,14 +266,16 @@ def score_values(shape: Shape, part: Pass, backend: Backend) -> float:
 def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> tuple[int, int]:
     """Return what all layers keep for the backward pass, and what comes and goes while one is computed."""
     width, queries, kv = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    scores = score_values(shape, part, backend)
-    a_layer = kept_values(shape, learner, part, backend)
-    work = backend.recomputed if part.recomputed else backend.free
-    base = work.width * width + work.queries * queries + work.kv * kv
+    share = part.laid / part.tokens
+    scores = score_values(shape, part, backend) * share
+    work = {"none": backend.free, "pointwise": backend.pointwise}.get(part.recompute, backend.recomputed)
+    base = work.width * width + (work.queries * queries + work.kv * kv) * share
     mlp = base + work.inner * shape.intermediate_size
     mlp += work.scores * scores if part.longest <= backend.longest_scores else 0
-    attention = base + work.attention * scores + (a_layer if part.recomputed else 0)
-    kept = learner.layers * (width if part.recomputed else a_layer)
+    whole = kept_values(shape, learner, replace(part, recompute="none"), backend)
+    attention = base + work.attention * scores + (whole if part.recompute == "layer" else 0)
+    unread = unread_values(shape, learner, part, backend) if part.recompute == "none" else 0.0
+    kept = learner.layers * (kept_values(shape, learner, part, backend) - unread)
     a_value = part.tokens * backend.value_bytes
     norms = FLOAT32_BYTES * DORA_MATRICES * width * shape.intermediate_size if learner.kind == "dora" else 0
     return int(kept * a_value), int(max(max(mlp, attention) * a_value, norms)) + SMALL_BYTES
@@ -323,6 +296,12 @@ def head_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend, *, 
     return int(states + FLOAT32_BYTES * (2 * chunks * min(rows, CHUNK_ROWS) * vocabulary + weight))
 
 
+def pass_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backend, *, quantized: bool) -> int:
+    """Return what comes and goes in a pass: what is counted here of what a trace sees."""
+    kept, layer = activation_bytes(shape, learner, part, backend)
+    return kept + max(layer, head_bytes(shape, learner, part, backend, quantized=quantized))
+
+
 def peak_parts(
     shape: Shape,
     learner: Learner,
@@ -332,6 +311,7 @@ def peak_parts(
     weight_bytes: int,
     trained: int,
     quantized: bool,
+    scale: float = 1.0,
 ) -> Mapping[str, int]:
     """Return the bytes by part at the highest moment of training.
 
@@ -345,12 +325,16 @@ def peak_parts(
         weight_bytes: Of the model in memory, frozen or not.
         trained: Number of values that are trained.
         quantized: The head is quantized.
+        scale: What a pass takes, of what is counted here; known where it was traced.
 
     Returns:
         weights · adapter (with gradients and the optimizer's state) · activations · head · cache.
     """
-    kept, layer = activation_bytes(shape, learner, part, backend)
-    head = head_bytes(shape, learner, part, backend, quantized=quantized)
+    counted = (
+        *activation_bytes(shape, learner, part, backend),
+        head_bytes(shape, learner, part, backend, quantized=quantized),
+    )
+    kept, layer, head = (int(scale * size) for size in counted)
     state, update = state_bytes(trained, learner), update_bytes(shape, trained, learner)
     waiting = trained * FLOAT32_BYTES * part.accumulates
     largest = shape.vocab_size * shape.hidden_size

@@ -5,32 +5,52 @@ the same facts give the same plan, here and in the training process.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
+from macft.effort import recompute_time, run_seconds
 from macft.errors import DoesNotFit
+from macft.facts import Calibration, DataFacts, Model
 from macft.machine import GIB, MachineFacts
 from macft.memory import (
     CPU_PADDED,
     CPU_STREAM,
     FLOAT32_BYTES,
+    LEVELS,
     METAL,
     MOMENTS,
     STREAMED,
     Backend,
     Learner,
-    Loaded,
     Pass,
-    Shape,
     choose_linears,
     count_adapter,
+    kept_values,
     linears,
+    pass_bytes,
     peak_parts,
     quantized_bytes,
 )
 from macft.recipe import Recipe
+from macft.remedies import change, list_changes
+
+__all__ = [
+    "Calibration",
+    "DataFacts",
+    "Plan",
+    "Remedy",
+    "Scales",
+    "Verdict",
+    "change",
+    "count_layer",
+    "count_pass",
+    "fit",
+    "make_pass",
+    "plan",
+    "refusal",
+]
 
 USABLE_SHARE = 0.75
 """Share of the working set that a run may take: beyond it macOS swaps, and kernel panics are told of (FACTS)."""
@@ -40,12 +60,12 @@ CACHE_SHARE = 0.1
 """Share of the working set that freed memory may take before it is given back; on Metal the run sets this limit."""
 CPU_TOKENS, GPU_TOKENS = 512, 8192
 """Tokens a micro-batch when memory would allow more: nothing is gained from here on, and a CPU loses its caches."""
-REFERENCE_READINGS = {"dpo": 1, "kto": 2}
-"""How often a method's reference reads every row before training; KTO's also reads each prompt with another answer."""
 ENOUGH_TOKENS = 512
-"""Micro-batches may shrink to this before layers are computed again."""
-RECOMPUTE_TIME = 1.4
-"""Time of a step with layers computed again, of one without (ENGINE §3)."""
+"""Micro-batches may shrink to this before anything is computed again."""
+PAIRED = {"dpo", "orpo", "simpo", "cpo"}
+"""Methods whose rows are a prompt with two answers."""
+Scales = Mapping[str, float]
+"""By level of recomputation: what comes and goes in a pass as `training.trace` saw it, of what is counted here."""
 
 
 class Verdict(StrEnum):
@@ -54,79 +74,6 @@ class Verdict(StrEnum):
     FITS = "fits"
     TIGHT = "tight"
     DOES_NOT_FIT = "does not fit"
-
-
-class Model(Shape, Loaded, Protocol):
-    """What a plan needs to know of a model; `models.describe.ModelFacts` is one."""
-
-    @property
-    def name(self) -> str:
-        """What to call it."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What a plan needs to know of the rows; lengths in tokens.
-
-    Attributes:
-        tokens: Of all training rows; a prompt with several answers counts once.
-        longest: Of the longest attention row.
-        p99: Length that 99% of the rows do not exceed.
-        valid_tokens: Of the rows that every evaluation scores.
-        widest: Of a row with all its answers; 0 where rows have one.
-        is_estimate: Guessed from the files' sizes; nothing was tokenized.
-    """
-
-    rows: int
-    tokens: int
-    supervised_tokens: int
-    longest: int
-    p99: int
-    valid_tokens: int = 0
-    widest: int = 0
-    is_estimate: bool = False
-
-    @property
-    def largest(self) -> int:
-        """Most tokens that a row lays into the stream, and so the least that a forward pass must take."""
-        return max(self.widest, self.longest)
-
-    @property
-    def supervised_share(self) -> float:
-        """Share of the tokens that is trained on."""
-        return min(1.0, self.supervised_tokens / max(1, self.tokens))
-
-    def cut(self, longest: int) -> "DataFacts":
-        """Return the facts after rows were cut to a length."""
-        if longest >= self.longest:
-            return self
-        share = min(1.0, longest * self.rows / max(1, self.tokens))
-        tokens, supervised = int(self.tokens * share), int(self.supervised_tokens * share)
-        return replace(
-            self,
-            tokens=tokens,
-            supervised_tokens=supervised,
-            longest=longest,
-            p99=min(self.p99, longest),
-            widest=self.widest * longest // self.longest,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How fast a machine is.
-
-    Attributes:
-        matmul_flops: Peak of a matrix product in the type that is computed in, FLOP/s.
-        step_flops: Useful FLOP/s of a training step.
-        is_estimate: From published figures, not measured here.
-    """
-
-    chip: str
-    mlx: str
-    matmul_flops: float
-    step_flops: float
-    is_estimate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +101,12 @@ class Plan:
         parts: Bytes by part at the highest moment: weights, adapter, activations, head, cache.
         available_bytes: What a run may take of this machine.
         micro_batch_tokens: Most tokens of one forward pass.
-        recompute: none or layer.
+        recompute: What the backward pass computes again, one of `memory.LEVELS`.
+        recompute_time: Time of a step that does, of one that does not.
+        adapter_dtype: `float32`, or `model` where LoRA computes in the base's 16 bits.
         seconds: Of the training steps and evaluations; None without a calibration.
         is_estimate: Time, data or the model's family are guessed.
+        is_traced: The pass was traced, not counted.
         disk_bytes: Of the result and the checkpoints.
         remedies: Changes that need less, the cheapest first; none when it fits.
     """
@@ -167,14 +117,23 @@ class Plan:
     verdict: Verdict
     micro_batch_tokens: int
     recompute: str
+    recompute_time: float
+    adapter_dtype: str
     seconds: float | None
     is_estimate: bool
+    is_traced: bool
     disk_bytes: int
     remedies: tuple[Remedy, ...] = ()
 
 
 def plan(
-    recipe: Recipe, model: Model, data: DataFacts, machine: MachineFacts, calibration: Calibration | None = None
+    recipe: Recipe,
+    model: Model,
+    data: DataFacts,
+    machine: MachineFacts,
+    calibration: Calibration | None = None,
+    *,
+    scales: Scales | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -184,32 +143,35 @@ def plan(
         data: Of the rows.
         machine: What it shall fit on.
         calibration: For the time.
+        scales: From traces, where there are any.
     """
-    made = _plan(recipe, model, data, machine, calibration)
+    made = _plan(recipe, model, data, machine, calibration, scales=scales or {})
     if made.verdict != Verdict.DOES_NOT_FIT:
         return made
     remedies = []
-    for key, value, text, price in _changes(recipe, model, data):
-        changed = _plan(change(recipe, key, value), model, data, machine, None)
+    for key, value, text, price in list_changes(recipe, model, data):
+        changed = _plan(change(recipe, key, value), model, data, machine, None, scales=scales or {})
         if (saves := made.peak_bytes - changed.peak_bytes) > 0:
             fits = changed.verdict != Verdict.DOES_NOT_FIT
             remedies.append(Remedy(key, value, text, saves, price, fits))
     return replace(made, remedies=tuple(remedies))
 
 
-def fit(recipe: Recipe, model: Model, data: DataFacts, machine: MachineFacts) -> Recipe:
+def fit(
+    recipe: Recipe, model: Model, data: DataFacts, machine: MachineFacts, *, scales: Scales | None = None
+) -> Recipe:
     """Return the recipe with the cheapest change that makes it fit; with several, when one is not enough.
 
     Raises:
         DoesNotFit: Not even all changes together are enough.
     """
-    first = made = plan(recipe, model, data, machine)
+    first = made = plan(recipe, model, data, machine, scales=scales)
     while made.verdict == Verdict.DOES_NOT_FIT:
         way = next((remedy for remedy in made.remedies if remedy.fits), None) or next(iter(made.remedies), None)
         if way is None:
             raise refusal(first)
         recipe = change(recipe, way.key, way.value)
-        made = plan(recipe, model, data, machine)
+        made = plan(recipe, model, data, machine, scales=scales)
     return recipe
 
 
@@ -226,39 +188,96 @@ def refusal(made: Plan) -> DoesNotFit:
     return DoesNotFit(needs, fix=f"{ways or 'Take a smaller model'}. --force trains all the same.")
 
 
-def change(recipe: Recipe, key: str, value: Any) -> Recipe:
-    """Return a recipe with one dotted key changed."""
-    table, _, name = key.rpartition(".")
-    if not table:
-        return recipe.model_copy(update={name: value})
-    return recipe.model_copy(update={table: getattr(recipe, table).model_copy(update={name: value})})
+def make_pass(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: int) -> Pass:
+    """Return the largest micro-batch of a token budget.
+
+    Args:
+        recipe: Says how many rows it may have, and of which kind they are.
+        model: Its family says whether rows are padded.
+        data: Of the rows, cut to the recipe's length.
+        level: What is computed again.
+        budget: Tokens that the plan allows; of padded pairs only half, since each answer has its own prompt.
+    """
+    is_paired, is_padded = recipe.method in PAIRED, model.family not in STREAMED
+    budget = budget // 2 if is_paired and is_padded else budget
+    most_rows = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size)
+    rows = min(most_rows, max(1, budget // max(1, data.largest)))
+    tokens = max(1, min(max(budget, data.largest), most_rows * data.largest))
+    answers = max(1, math.ceil(tokens * data.supervised_share))
+    laid = 2 * tokens - answers if is_paired else tokens
+    return Pass(
+        tokens=laid if is_padded else tokens,
+        laid=laid,
+        longest=data.longest,
+        supervised=tokens if getattr(recipe, "nll_on_prompt", False) else answers,
+        recompute=level,
+        accumulates=rows < recipe.batch_size and rows < data.rows,
+    )
+
+
+def count_pass(recipe: Recipe, model: Model, part: Pass, *, is_gpu: bool) -> int:
+    """Return the bytes that come and go in a micro-batch, as they are counted here: what a trace is held against."""
+    is_quantized = model.is_quantized or bool(recipe.quantize)
+    backend = _backend(recipe, model, is_gpu=is_gpu)
+    return pass_bytes(model, _learner(recipe, model), part, backend, quantized=is_quantized)
+
+
+def count_layer(recipe: Recipe, model: Model, part: Pass, *, is_gpu: bool) -> int:
+    """Return the bytes that one more layer adds to a micro-batch's peak: what it keeps, or else its gradients."""
+    learner, backend = _learner(recipe, model), _backend(recipe, model, is_gpu=is_gpu)
+    kept = kept_values(model, learner, part, backend) * part.tokens * backend.value_bytes
+    return max(int(kept), _count_trained(model, learner) // learner.layers * FLOAT32_BYTES)
 
 
 def _plan(
-    recipe: Recipe, model: Model, data: DataFacts, machine: MachineFacts, calibration: Calibration | None
+    recipe: Recipe,
+    model: Model,
+    data: DataFacts,
+    machine: MachineFacts,
+    calibration: Calibration | None,
+    *,
+    scales: Scales,
 ) -> Plan:
     data = data.cut(recipe.max_seq_length)
     available = int(machine.working_set_bytes * USABLE_SHARE)
     is_gpu = machine.is_apple_silicon
     cap = max(data.largest, GPU_TOKENS if is_gpu else CPU_TOKENS)
     floor = max(data.largest, min(cap, ENOUGH_TOKENS))
-    levels = ("none", "layer") if recipe.recompute == "auto" else (recipe.recompute,)
+    levels = _levels(recipe, model)
     candidates = [(levels[0], tokens) for tokens in _halved(cap, floor)]
     candidates += [(level, tokens) for level in levels[1:] for tokens in _halved(cap, floor)]
     candidates += [(levels[-1], tokens) for tokens in _halved(floor, data.largest)]
     limit = available * TIGHT_SHARE
     for level, tokens in candidates:
-        parts = _parts(recipe, model, data, level, tokens, is_gpu=is_gpu)
+        part = make_pass(recipe, model, data, level, tokens)
+        parts = _parts(recipe, model, part, is_gpu=is_gpu, scale=scales.get(level, 1.0))
         parts["cache"] = min(parts["cache"], int(machine.working_set_bytes * CACHE_SHARE))
         if sum(parts.values()) <= limit:
             break
     peak = sum(parts.values())
     verdict = Verdict.FITS if peak <= limit else Verdict.TIGHT if peak <= available else Verdict.DOES_NOT_FIT
-    seconds = None if calibration is None else _seconds(recipe, model, data, calibration, level)
     guessed = data.is_estimate or model.family not in STREAMED or (calibration is not None and calibration.is_estimate)
     return Plan(
-        parts, peak, available, verdict, tokens, level, seconds, guessed, _disk_bytes(recipe, model, is_gpu=is_gpu)
+        parts=parts,
+        peak_bytes=peak,
+        available_bytes=available,
+        verdict=verdict,
+        micro_batch_tokens=tokens,
+        recompute=level,
+        recompute_time=recompute_time(recipe, model, data, level),
+        adapter_dtype="model" if _is_narrow(recipe, model, is_gpu=is_gpu) else "float32",
+        seconds=None if calibration is None else run_seconds(recipe, model, data, calibration, level),
+        is_estimate=guessed,
+        is_traced=level in scales,
+        disk_bytes=_disk_bytes(recipe, model, is_gpu=is_gpu),
     )
+
+
+def _levels(recipe: Recipe, model: Model) -> tuple[str, ...]:
+    """Return the levels of recomputation that a plan may choose from, the cheapest first."""
+    if recipe.recompute != "auto":
+        return (recipe.recompute,)
+    return LEVELS if model.family in STREAMED else ("none", "layer")  # others may not be taken apart
 
 
 def _halved(most: int, least: int) -> Iterator[int]:
@@ -270,20 +289,8 @@ def _halved(most: int, least: int) -> Iterator[int]:
     yield least
 
 
-def _parts(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: int, *, is_gpu: bool) -> dict[str, int]:
-    backend = _backend(recipe, model, is_gpu=is_gpu)
-    rows = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size, max(1, budget // max(1, data.largest)))
-    most = min(recipe.batch_size, recipe.micro_batch_size or recipe.batch_size) * data.largest
-    tokens = max(1, min(budget, most))
-    learner = _learner(recipe, model)
-    part = Pass(
-        tokens=tokens,
-        longest=data.longest,
-        supervised=max(1, math.ceil(tokens * data.supervised_share)),
-        recomputed=level == "layer",
-        accumulates=rows < recipe.batch_size and rows < data.rows,
-    )
-    quantized = model.is_quantized or bool(recipe.quantize)
+def _parts(recipe: Recipe, model: Model, part: Pass, *, is_gpu: bool, scale: float) -> dict[str, int]:
+    backend, learner = _backend(recipe, model, is_gpu=is_gpu), _learner(recipe, model)
     return dict(
         peak_parts(
             model,
@@ -292,7 +299,8 @@ def _parts(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: in
             backend,
             weight_bytes=_weight_bytes(recipe, model, backend),
             trained=_count_trained(model, learner),
-            quantized=quantized,
+            quantized=model.is_quantized or bool(recipe.quantize),
+            scale=scale,
         )
     )
 
@@ -300,10 +308,16 @@ def _parts(recipe: Recipe, model: Model, data: DataFacts, level: str, budget: in
 def _backend(recipe: Recipe, model: Model, *, is_gpu: bool) -> Backend:
     stored_bytes = (model.weight_bytes - model.code_bytes) / max(1, model.float_values)
     is_auto = recipe.compute_dtype == "auto"  # on Metal the model's own, float32 where all weights are trained
-    is_wide = recipe.compute_dtype == "float32" or (is_auto and (recipe.adapter == "full" or stored_bytes > 3))
-    if is_gpu:
-        return replace(METAL, value_bytes=4) if is_wide else METAL
-    return CPU_STREAM if model.family in STREAMED else CPU_PADDED
+    is_wide = is_auto and (not is_gpu or recipe.adapter == "full" or stored_bytes > 3)
+    is_wide |= recipe.compute_dtype == "float32"
+    backend = METAL if is_gpu else CPU_STREAM if model.family in STREAMED else CPU_PADDED
+    return replace(backend, value_bytes=FLOAT32_BYTES if is_wide else 2)
+
+
+def _is_narrow(recipe: Recipe, model: Model, *, is_gpu: bool) -> bool:
+    """Return whether LoRA's products are made in 16 bits."""
+    is_16_bit = _backend(recipe, model, is_gpu=is_gpu).value_bytes < FLOAT32_BYTES
+    return is_16_bit and recipe.adapter == "lora" and recipe.adapter_dtype != "float32"
 
 
 def _learner(recipe: Recipe, model: Model) -> Learner:
@@ -311,7 +325,9 @@ def _learner(recipe: Recipe, model: Model) -> Learner:
         return Learner(frozenset(linears(model)), model.layers, 0, "full", recipe.optimizer.name)
     table = recipe.lora
     layers = model.layers if table.layers == "all" else min(table.layers, model.layers)
-    return Learner(choose_linears(model, table.targets), layers, table.rank, recipe.adapter, recipe.optimizer.name)
+    is_float32 = recipe.adapter_dtype == "float32" or recipe.adapter == "dora"
+    names = choose_linears(model, table.targets)
+    return Learner(names, layers, table.rank, recipe.adapter, recipe.optimizer.name, is_float32)
 
 
 def _count_trained(model: Model, learner: Learner) -> int:
@@ -344,53 +360,3 @@ def _disk_bytes(recipe: Recipe, model: Model, *, is_gpu: bool) -> int:
     )
     checkpoints = recipe.checkpoint.keep + 1  # the newest, and the best
     return result + checkpoints * trained * (1 + MOMENTS[learner.optimizer])
-
-
-def _seconds(recipe: Recipe, model: Model, data: DataFacts, calibration: Calibration, level: str) -> float | None:
-    """Return the time of all steps and evaluations; None when there are no rows.
-
-    Source: ENGINE §6, F = 4·N_body + 4·N_head·s a token for a frozen base; 6 where weights have gradients too.
-    """
-    if not data.rows:
-        return None
-    rows = data.rows
-    steps = recipe.steps or max(1, math.ceil(recipe.epochs * math.ceil(rows / recipe.batch_size)))
-    tokens = steps * min(recipe.batch_size, rows) * data.tokens / rows
-    head = model.vocab_size * model.hidden_size
-    body = max(0, model.parameters - head * (1 if model.tied else 2))
-    scores = model.layers * model.heads * model.head_dim * data.tokens / rows
-    forward = 2 * (body + head * data.supervised_share + scores)
-    passes = (3 if recipe.adapter == "full" else 2) + (recipe.method == "kto")
-    evaluations = 1 + (10 if recipe.evaluate.every is None else steps // recipe.evaluate.every)
-    training = passes * forward * tokens * (RECOMPUTE_TIME if level == "layer" else 1.0)
-    reference = REFERENCE_READINGS.get(recipe.method, 0) * forward * (data.tokens + data.valid_tokens)
-    return (training + evaluations * forward * data.valid_tokens + reference) / calibration.step_flops
-
-
-def _changes(recipe: Recipe, model: Model, data: DataFacts) -> Iterator[tuple[str, Any, str, str]]:
-    """Yield changes that may need less memory, the cheapest first: key, value, what it does, its price."""
-    longest = min(data.longest, recipe.max_seq_length)
-    if recipe.recompute == "none":
-        yield "recompute", "layer", "compute layers again in the backward pass", f"{RECOMPUTE_TIME - 1:.0%} more time"
-    if recipe.compute_dtype == "float32" and recipe.adapter != "full":
-        yield "compute_dtype", "auto", "compute in the model's own precision", "less exact"
-    if data.p99 < longest:
-        cut = f"{'about ' * data.is_estimate}{math.ceil(data.rows / 100):,} rows cut"
-        yield "max_seq_length", max(8, data.p99), "cut the longest rows", cut
-    if recipe.adapter == "full" and recipe.optimizer.name != "adafactor":
-        yield "optimizer.name", "adafactor", "keep no moments of every weight", "another optimizer"
-    if recipe.adapter != "full" and not model.is_quantized:
-        if recipe.quantize is None:
-            yield "quantize", 8, "quantize the base to 8 bits", "hardly less accurate"
-        if recipe.quantize != 4:
-            yield "quantize", 4, "quantize the base to 4 bits", "somewhat less accurate"
-    if recipe.adapter == "full":
-        yield "adapter", "lora", "train an adapter instead of all weights", "learns less"
-    else:
-        layers = model.layers if recipe.lora.layers == "all" else min(recipe.lora.layers, model.layers)
-        if layers > 1:
-            yield "lora.layers", max(1, layers // 2), f"adapt the last half of {layers} layers", "learns less"
-        if recipe.lora.rank > 1:
-            yield "lora.rank", max(1, recipe.lora.rank // 2), "halve the rank", "learns less"
-    if longest > 64:
-        yield "max_seq_length", longest // 2, "halve the longest row", "long rows lose their end"

@@ -9,11 +9,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macft.models.adapters import adapter_parameters, save_tensors, write_adapter_files
+from macft.models.adapters import adapter_parameters, write_adapter_files
 from macft.models.describe import fingerprint, template_hash
 from macft.models.load import load_model
 from macft.models.stacked import folded_parameters
 from macft.models.start import start_adapter
+from macft.models.tensors import save_tensors
 from macft.recipe import dump_recipe, make_recipe
 from macft.run import Run
 from tests.golden import load_case

@@ -28,14 +28,17 @@ def learner_of(**changes: object) -> Learner:
 
 
 def pass_of(**changes: object) -> Pass:
-    values = {"tokens": 64, "longest": 32, "supervised": 32, "recomputed": False, "accumulates": False}
+    values = {"tokens": 64, "laid": 64, "longest": 32, "supervised": 32, "recompute": "none", "accumulates": False}
     return Pass(**values | changes)
 
 
 @pytest.mark.parametrize("point", plan_grid.QUICK.values(), ids=plan_grid.QUICK)
 def test_the_predicted_peak_is_the_measured_one(point) -> None:
-    ratio = plan_grid.predict(point).peak_bytes / measure(point)["peak"]
-    assert plan_grid.LOWEST <= ratio <= plan_grid.HIGHEST
+    measured = measure(point)["peak"]
+    for traced in (True, False):
+        made = plan_grid.predict(point, traced=traced)
+        assert made.is_traced == traced
+        assert plan_grid.LOWEST <= made.peak_bytes / measured <= plan_grid.HIGHEST
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,10 +107,28 @@ def test_attention_weights_by_hand() -> None:
     assert memory.score_values(facts, pass_of(longest=192), CPU_PADDED) == 4 * 192
 
 
-def test_recomputing_keeps_one_input_a_layer() -> None:
+def test_what_is_computed_again_is_not_kept() -> None:
+    """As above: pointwise keeps gate and up but neither sigmoid nor product, no normed input, no low-rank product; mlp
+    nothing of the MLP but its input; layer one input a layer.
+    """
     facts = describe(load_case("llama").folder)
-    assert memory.activation_bytes(facts, learner_of(), pass_of(recomputed=True), CPU_STREAM)[0] == 3 * 64 * 64 * 4
-    assert memory.activation_bytes(facts, learner_of(), pass_of(recomputed=True), METAL)[0] == 3 * 64 * 64 * 2
+
+    def kept(level: str) -> float:
+        return memory.kept_values(facts, learner_of(), pass_of(recompute=level), CPU_STREAM)
+
+    outer = 128 + 64 + 64 + 64 + 128  # inputs of norms, attended, queries, keys and values, attention weights
+    assert kept("pointwise") == outer + 2 * 64
+    assert kept("mlp") == outer
+    assert kept("layer") == 64
+    assert memory.activation_bytes(facts, learner_of(), pass_of(recompute="layer"), METAL)[0] == 3 * 64 * 64 * 2
+
+
+def test_rows_that_share_a_prompt_keep_it_in_each_attention_row() -> None:
+    """Only attention sees the prompt twice: queries 64, keys and values 64, and attention weights 4·32."""
+    facts = describe(load_case("llama").folder)
+    alone = memory.kept_values(facts, learner_of(), pass_of(), CPU_STREAM)
+    shared = memory.kept_values(facts, learner_of(), pass_of(laid=96), CPU_STREAM)
+    assert shared == alone + 0.5 * (64 + 64 + 128)
 
 
 def test_the_head_grows_with_chunks_and_then_no_more() -> None:
@@ -138,7 +159,8 @@ def test_moments_are_the_optimizers_own() -> None:
 def test_the_grid_covers_what_a_plan_can_ask(tmp_path: Path) -> None:
     points = plan_grid.grid(str(tmp_path))
     assert len(points) >= 24
-    assert {point.recompute for point in points.values()} == {"none", "layer"}
+    assert {point.recompute for point in points.values()} == set(memory.LEVELS)
+    assert {point.method for point in points.values()} == {"sft", "dpo", "orpo", "kto"}
     assert {point.quantize for point in points.values()} == {None, 4, 8}
     assert {point.optimizer for point in points.values()} == set(memory.MOMENTS)
     assert {point.vocabulary for point in points.values()} >= {512, 152_000}

@@ -16,12 +16,13 @@ from mlx.utils import tree_flatten
 
 from macft.chat.panes import MOST_VOICES
 from macft.errors import ModelError, Problem, RecipeError, RunError
-from macft.models.adapters import check_tensors, load_adapter, load_tensors
+from macft.models.adapters import load_adapter
 from macft.models.adapters import read_adapter_config as read_config
 from macft.models.catalog import resolve
 from macft.models.describe import fingerprint, template_hash
 from macft.models.stacked import fold, is_stacked
 from macft.models.start import start_adapter
+from macft.models.tensors import check_tensors, load_tensors
 from macft.recipe import Recipe, load_recipe
 from macft.run import Run, find_adapter, find_run
 

@@ -17,6 +17,7 @@ from macft.format import duration, gigabytes, one_line
 from macft.machine import GIB
 from macft.plan import Plan, Verdict
 from macft.recipe import Recipe
+from macft.remedies import AGAIN
 
 BAR_CELLS = 48
 PARTS = {"weights": "█", "adapter": "▓", "activations": "▒", "head": "░", "cache": "·"}
@@ -77,11 +78,10 @@ def plan_lines(made: Plan, machine: str = "") -> list[str]:
     lines.append(f"   {'peak':<22} {_size(made.peak_bytes):>9} of {gigabytes(made.available_bytes)}{where}  {verdict}")
     guess = " (estimate)" if made.is_estimate else ""
     time = "unknown" if made.seconds is None else f"~ {duration(made.seconds)}{guess}"
-    recompute = "layers computed again" if made.recompute == "layer" else "nothing computed again"
     lines += [
         f"time  {time}",
         f"disk  {_size(made.disk_bytes)} for the result and checkpoints",
-        f"pass  {made.micro_batch_tokens:,} tokens at once, {recompute}",
+        f"pass  {made.micro_batch_tokens:,} tokens at once, {_again(made)}",
     ]
     if made.remedies:
         lines.append("ways to need less, the cheapest first; ✔ is enough by itself:")
@@ -90,6 +90,13 @@ def plan_lines(made: Plan, machine: str = "") -> list[str]:
         change = f"--set {way.key}={way.value}"
         lines.append(f"{mark} {change:<32} −{_size(way.saves_bytes)}  {way.text}: {way.price}")
     return lines
+
+
+def _again(made: Plan) -> str:
+    """Return what the backward pass computes again, and at which price."""
+    if made.recompute == "none":
+        return "nothing computed again"
+    return f"{AGAIN[made.recompute]} computed again (about {made.recompute_time - 1:.0%} more time)"
 
 
 def _bar(made: Plan) -> str:

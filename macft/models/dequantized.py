@@ -50,8 +50,7 @@ def _product(x: mx.array, layer: Any) -> mx.array:
 
     @product.vjp
     def product_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent @ weight(
-            cotangent
-        )  # dequantized again: kept, all of them would fill the memory of a full model
+        # Dequantized again: kept, all of them would fill the memory of a full model.
+        return cotangent @ weight(cotangent)
 
     return cast(mx.array, product(x))

@@ -23,7 +23,7 @@ Arrays = Callable[..., Any]
 """A function of arrays, and of what is no array beside them."""
 
 
-def recompute(model: nn.Module, level: str, stream: Stream) -> str:
+def recompute(model: nn.Module, level: str, stream: Stream, *, is_sketch: bool = False) -> str:
     """Let a model keep less for its backward pass; what it computes stays the same.
 
     Only this model changes, and only once; mlx-lm's `grad_checkpoint` patches the class for the whole process.
@@ -33,11 +33,12 @@ def recompute(model: nn.Module, level: str, stream: Stream) -> str:
         level: `none`; `pointwise`: norms and activation functions are computed again, so no matrix product of the
             base is; `mlp`: the MLP as well; `layer`: whole layers.
         stream: How the model is run.
+        is_sketch: The model has no weights; the result is taken to be its own.
 
     Returns:
         The level in effect: `layer` where the family does not allow those between.
     """
-    if level in {"pointwise", "mlp"} and not _recompute_parts(model, level, stream):
+    if level in {"pointwise", "mlp"} and not _recompute_parts(model, level, stream, is_sketch):
         level = "layer"
     if level == "layer":
         for layer in model.layers:
@@ -45,16 +46,16 @@ def recompute(model: nn.Module, level: str, stream: Stream) -> str:
     return level
 
 
-def _recompute_parts(model: nn.Module, level: str, stream: Stream) -> bool:
+def _recompute_parts(model: nn.Module, level: str, stream: Stream, is_sketch: bool) -> bool:
     """Change both halves of every layer; put all back when the model then computes something else."""
     if any(hasattr(module, "is_recomputed") for module in model.modules()):
         return True
     batch = probe(model, longest=8)
     own, kinds = stream.runner(batch)(model.model), [(module, type(module)) for module in model.modules()]
-    activation = _find_activation(model.layers[0]) if level == "pointwise" else None
+    activation = _find_activation(model.layers[0], is_sketch) if level == "pointwise" else None
     is_known = level == "mlp" or activation is not None
     is_done = is_known and all(_recompute_halves(layer, activation) for layer in model.layers)
-    if is_done and equals(stream, batch, model, own):
+    if is_done and (is_sketch or equals(stream, batch, model, own)):
         return True
     for module, kind in kinds:
         module.__class__ = kind
@@ -144,11 +145,13 @@ def _change(module: nn.Module, call: Arrays, **methods: Arrays) -> None:
         module.__class__ = type(kind.__name__, (kind,), own | replaced)
 
 
-def _find_activation(layer: Any) -> Arrays | None:
+def _find_activation(layer: Any, is_sketch: bool) -> Arrays | None:
     """Return what a layer's MLP makes of gate and up before its last product, by trying it; None when unknown."""
     mlp = layer.get("mlp")
     if mlp is None or not all(name in mlp for name in ("gate_proj", "up_proj", "down_proj")):
         return None
+    if is_sketch:  # GeGLU keeps as much
+        return swiglu
     x = mx.random.normal((2, layer.input_layernorm.weight.size), key=mx.random.key(1))
     own, gate, up = mlp(x), mlp.gate_proj(x), mlp.up_proj(x)
     for activation in (swiglu, _geglu):

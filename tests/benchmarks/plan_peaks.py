@@ -33,9 +33,10 @@ class Point:
     vocabulary: int = 512
     tied: bool = True
     model: str = ""
+    method: str = "sft"
     rows: int = 2
     length: int = 64
-    """Tokens of each row; a micro-batch holds all of them."""
+    """Tokens of each row, of a pair of its prompt and one answer; a micro-batch holds all rows."""
     share: float = 0.5
     """Supervised tokens of each row, the last ones."""
     parts: int = 1
@@ -50,31 +51,6 @@ class Point:
     """Padded rows, as a family takes whose attention is not known."""
     adapted: int = 0
     """How many of the last layers get an adapter; 0: all."""
-
-
-@dataclass(frozen=True)
-class EvenRows:
-    """Random rows of one length."""
-
-    count: int
-    length: int
-    share: float
-    vocabulary: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.full(self.count, self.length)
-
-    @property
-    def supervised(self) -> np.ndarray:
-        return np.full(self.count, round(self.share * self.length))
-
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.random.default_rng(index).integers(0, self.vocabulary, self.length)
-        return ids, np.arange(self.length) >= self.length - round(self.share * self.length)
 
 
 def make_folder(point: Point, parent: Path) -> Path:
@@ -123,7 +99,7 @@ def recipe_of(point: Point, folder: Path):
 
     return make_recipe(
         {
-            "method": "sft",
+            "method": point.method,
             "model": str(folder),
             "quantize": point.quantize,
             "adapter": point.adapter,
@@ -137,18 +113,19 @@ def recipe_of(point: Point, folder: Path):
     )
 
 
-def update_once(point: Point, folder: Path) -> dict[str, int]:
-    """Load, attach and make two updates; return MLX's bytes of the weights and at the peak."""
+def update_once(point: Point, folder: Path, scratch: Path) -> dict[str, int]:
+    """Load, attach, refer and make two updates; return MLX's bytes of the weights and at the peak."""
     import macft.models.load  # noqa: F401, I001 — first: it guards the import of mlx-lm
     import mlx.core as mx
 
-    from macft.data.batches import make_batch
     from macft.models.adapters import count_values
     from macft.models.head import find_head
     from macft.models.recompute import recompute
     from macft.models.stream import Stream, prepare_stream
-    from macft.training.objectives import Supervised
+    from macft.training.objectives import make_objective
     from macft.training.optimizers import make_optimizer
+    from macft.training.reference import ReferencePass, as_reference, refer
+    from macft.training.trace import even_rows
     from macft.training.trainable import make_trainable
     from macft.training.update import Updater
 
@@ -156,17 +133,22 @@ def update_once(point: Point, folder: Path) -> dict[str, int]:
     recipe = recipe_of(point, folder)
     model, _ = make_trainable(recipe, folder, folder)
     loaded, load_peak = mx.get_active_memory(), mx.get_peak_memory()
+    mx.reset_peak_memory()
     head = find_head(model)
     stream = Stream(0) if point.padded else prepare_stream(model, longest=point.length)
+    answer = round(point.share * point.length)
+    told = even_rows(point.method, count=point.rows * point.parts, prompt=point.length - answer, answer=answer)
+    tokens = point.rows * int(told.lengths[0])
+    scorer = ReferencePass(model, head, stream, tokens=tokens, folder=scratch, stands_on={})
+    with as_reference(model, recipe):
+        (rows,) = refer(recipe, [told], scorer, lambda *_: None, limit=point.length)
     recompute(model, recipe.recompute, stream)
-    rows = EvenRows(point.rows * point.parts, point.length, point.share, int(model.args.vocab_size))
     parts = np.split(np.arange(len(rows)), point.parts)
-    optimizer = make_optimizer(recipe.optimizer, 1e-4)
-    updater = Updater(model, Supervised(head, stream), optimizer, max_grad_norm=1.0, seed=0, compiled=False)
+    objective, optimizer = make_objective(recipe, head, stream), make_optimizer(recipe.optimizer, 1e-4)
+    updater = Updater(model, objective, optimizer, max_grad_norm=1.0, seed=0, compiled=False)
     model.train()
-    mx.reset_peak_memory()
     for step in (1, 2):
-        updater(step, [make_batch(rows, part) for part in parts], 1e-4)
+        updater(step, [rows.batch(part) for part in parts], 1e-4)
     trainable, _ = count_values(model.trainable_parameters())
     return {
         "loaded": loaded,
@@ -193,7 +175,7 @@ def main() -> None:
     """Measure the point on the command line."""
     point = Point(**json.loads(sys.argv[1]))
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(update_once(point, make_folder(point, Path(scratch)))))
+        print(json.dumps(update_once(point, make_folder(point, Path(scratch)), Path(scratch))))
 
 
 if __name__ == "__main__":

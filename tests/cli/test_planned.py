@@ -23,6 +23,7 @@ def plan_of(**changes: object) -> Plan:
     values = {
         **{"parts": PARTS, "peak_bytes": 8 * GIB, "available_bytes": 12 * GIB, "verdict": Verdict.FITS},
         **{"micro_batch_tokens": 1024, "recompute": "none", "seconds": 2460.0, "is_estimate": True},
+        **{"recompute_time": 1.0, "adapter_dtype": "model", "is_traced": False},
         **{"disk_bytes": GIB // 2, "remedies": ()},
     }
     return Plan(**values | changes)
@@ -59,6 +60,11 @@ def test_a_plan_that_fits_is_a_bar_and_its_parts() -> None:
         "disk  0.50 GB for the result and checkpoints",
         "pass  1,024 tokens at once, nothing computed again",
     ]
+
+
+def test_what_is_computed_again_has_a_price() -> None:
+    lines = plan_lines(plan_of(recompute="mlp", recompute_time=1.234))
+    assert lines[-1] == "pass  1,024 tokens at once, the MLP and norms computed again (about 23% more time)"
 
 
 def test_a_plan_that_does_not_fit_marks_the_limit_and_lists_what_needs_less() -> None:
@@ -101,12 +107,17 @@ def test_json_holds_the_whole_plan(macft) -> None:
     made = json.loads(out)["plan"]
     assert (code, made["verdict"]) == (4, "does not fit")
     assert made["peak_bytes"] == sum(made["parts"].values())
+    assert (made["recompute"], made["is_traced"], made["adapter_dtype"]) == ("layer", False, "model")
+    assert made["recompute_time"] > 1.2
     assert {"key", "value", "text", "saves_bytes", "price", "fits"} == set(made["remedies"][0])
 
 
 def test_this_machine_is_timed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert run(["plan", "quickstart", "--model", str(load_case("llama").folder)]) == 0
+    command = ["plan", "quickstart", "--model", str(load_case("llama").folder)]
+    assert run(command) == 0
     assert "time  ~ " in capsys.readouterr().out
+    run([*command, "--json"])
+    assert json.loads(capsys.readouterr().out)["plan"]["is_traced"]
     assert (tmp_path / "home" / "calibration.json").is_file()
 
 
