@@ -493,7 +493,8 @@ def test_pretraining_learns_from_whole_documents(recipe_of: Callable[..., Any], 
 
 def test_base_and_tuned_answer_the_test_rows(rows: Path, recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     table = {"every": 20, "samples": 0, "max_tokens": 12, "test_rows": 6}
-    life = Life(recipe_of(steps=60, evaluate=table, data={"test": str(rows), "leaks": "allow"}), tmp_path / "run").live()
+    data = {"test": str(rows), "leaks": "allow"}
+    life = Life(recipe_of(steps=60, evaluate=table, data=data), tmp_path / "run").live()
     scored: Scored = life.of(Scored)[0]
     assert scored.rows == 6
     assert scored.base["exact_match"] == 0.0
