@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ import mlx.nn as nn
 from macft.chat.generate import answer_batch
 from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
-from macft.data.chat_template import find_stop_ids
+from macft.data.pool import Workers
 from macft.data.prepare import Prepared, data_facts, prepare
 from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
@@ -30,7 +31,7 @@ from macft.models.adapters import adapter_hash, count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
 from macft.models.head import Head, find_head
-from macft.models.load import load_model, load_tokenizer
+from macft.models.load import load_model, load_stopping_tokenizer
 from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
@@ -96,8 +97,7 @@ class Session:
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
         self._refuse_untrainable()
         self.ranks = self.meet()
-        self.tokenizer = load_tokenizer(self.folder)
-        self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
+        self.tokenizer = load_stopping_tokenizer(self.folder)
         data = self._prepare()
         self.checkpoints.world = self._world(data)
         self._require_same_world()
@@ -160,6 +160,7 @@ class Session:
                 vocab_size=self.facts.vocab_size,
                 evaluate=self.recipe.evaluate,
                 progress=self._teller("tokenize"),
+                workers=Workers(partial(load_stopping_tokenizer, self.folder)),
             ),
         )
         for message, fix in data.report.list_warnings():
@@ -322,13 +323,15 @@ class Session:
                     state = fold([sign], state)
 
     def _teller(self, phase: str) -> Callable[[int, int], None]:
-        told_at, told = 0.0, -1
+        told_at, told, began = 0.0, -1, time.monotonic()
 
         def tell(done: int, total: int) -> None:
             nonlocal told_at, told
             if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
-                self.emit(PhaseProgress(name=phase, done=done, total=total))
                 told_at, told = time.monotonic(), done
+                rate = done / max(TELL_SECONDS, told_at - began)
+                left = (total - done) / rate if rate and total else None
+                self.emit(PhaseProgress(name=phase, done=done, total=total, per_second=rate, seconds_left=left))
             self.ranks.raise_if_lost()
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
