@@ -16,11 +16,15 @@ IS_GOOD = import platform, sys; intel_mac = (sys.platform, platform.machine()) =
 PRELOAD = "$$($(PYTHON) -c 'from macft.machine import openblas_preload; print(openblas_preload())')"
 OPENBLAS_PACKAGES = libopenblas0-pthread libgfortran5 libquadmath0
 
+# A file of tests stays in one process, since its tests share what is slow to make.
+SPREAD = --numprocesses logical --maxprocesses 4 --dist loadfile
+
 help:
 	@echo "make quickstart   set up, fetch SmolLM2-135M, train it for some minutes, show before and after"
 	@echo "make test         quick tests and those with the real small model (what CI runs)"
 	@echo "make check        ruff, mypy, import-linter"
 	@echo "make long         the tests that do not fit into CI"
+	@echo "make faults       kills, failing disks, signals, hostile files: all of them"
 	@echo "make bench        macft against stock mlx-lm on this machine; BENCH=--quick for a few batches"
 	@echo "make bench-dpo    macft's DPO against mlx-lm-lora, troy-cli and mlx-tune on this machine; the same BENCH"
 	@echo "make clean        remove the environment and all caches; runs and models stay"
@@ -30,10 +34,13 @@ quickstart: $(ENV)/openblas
 	$(PYTHON) -m macft train quickstart
 
 test: $(ENV)/developer $(ENV)/openblas
-	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m pytest -m "not long"
+	LD_PRELOAD=$(PRELOAD) OPENBLAS_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" $(SPREAD)
 
 long: $(ENV)/developer $(ENV)/openblas
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m pytest -m long
+
+faults: $(ENV)/developer $(ENV)/openblas
+	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m pytest tests/faults
 
 check: $(ENV)/developer
 	$(PYTHON) -m ruff check .
@@ -105,4 +112,4 @@ $(ENV)/openblas: $(ENV)/user
 	  echo "OpenBLAS could not be installed, so macft computes 25 times slower. Debian: 'apt install libopenblas0-pthread'" \
 	    "· Fedora: 'dnf install openblas' · Arch: 'pacman -S openblas'" >&2;; esac
 
-.PHONY: help quickstart test long check bench bench-dpo reference clean
+.PHONY: help quickstart test long faults check bench bench-dpo reference clean

@@ -5,10 +5,9 @@ line's.
 """
 
 import os
+import signal
 import sys
 from collections.abc import MutableMapping, Sequence
-
-from macft.machine import reexec_with_openblas
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -16,6 +15,10 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 def main() -> None:
     """Run a command and exit with its code."""
+    # While modules load, Ctrl-C ends the process at once: an exception could be lost in an import, or print its frames.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from macft.machine import reexec_with_openblas
+
     prepare_environment(sys.argv[1:], os.environ)
     if notice := reexec_with_openblas([sys.executable, *sys.orig_argv[1:]], os.environ):
         print(notice, file=sys.stderr)
@@ -23,6 +26,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "tui"])
     from macft.cli.main import run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     raise SystemExit(run(sys.argv[1:]))
 
 

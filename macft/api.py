@@ -5,24 +5,27 @@ Training happens in a process of its own, and everybody who watches it reads the
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from macft.errors import DataError, DoesNotFit, MacftError, ModelError, NeedsNetwork, Problem, RunCrashed, RunError
+from macft.disk import PRIVATE_FILE, write_atomic
+from macft.errors import DataError, DoesNotFit, ModelError, NeedsNetwork, Problem, RunError
 from macft.events import Event, RunEnded
 from macft.gallery import find_recipe
+from macft.keeper import crashed
 from macft.launcher import Launched, read_launch
 from macft.machine import GIB, MachineFacts, free_disk_bytes, home, read_machine, runs_folder
 from macft.plan import Calibration, DataFacts, Plan, Scales, Verdict, refusal
 from macft.plan import fit as fit_recipe
 from macft.plan import plan as make_plan
-from macft.recipe import DataTable, Recipe, dump_recipe, load_recipe
+from macft.recipe import DataTable, EvaluateTable, Recipe, dump_recipe, load_recipe
 from macft.run import Run, find_adapter, find_run, list_runs, make_run_path
 from macft.state import RunState
 
@@ -31,24 +34,25 @@ if TYPE_CHECKING:
 
     from macft.bench.report import BenchReport
     from macft.chat.compare import Voices
+    from macft.chat.panes import Sampling, Turn
+    from macft.chat.replay import Replayed
     from macft.chat.session import ChatSession
+    from macft.data.hygiene.clean import Cleaned
+    from macft.data.hygiene.findings import HygieneReport
     from macft.data.inspect import RowView
+    from macft.data.mixture import Mixed
     from macft.data.report import DataReport
+    from macft.data.split import Split
+    from macft.jobs.estimate import JobEstimate
+    from macft.jobs.job import Job
+    from macft.measure.evaluation import Evaluation
+    from macft.models.adapter_facts import AdapterFacts
     from macft.models.describe import ModelFacts
     from macft.serve import Served
 
 POLL_SECONDS, START_SECONDS = 0.1, 30.0
 _CHILDREN: dict[Path, subprocess.Popen[bytes]] = {}
 """Processes started here, kept so that they can be reaped when they end."""
-_SMALLER = "Resume with a smaller micro_batch_size or max_seq_length."
-_CRASHES = {
-    "Insufficient Memory": ("the GPU ran out of memory", _SMALLER),
-    "Impacting Interactivity": ("macOS ended the GPU's work to keep the screen alive", f"{_SMALLER} Or switch it off."),
-    "MemoryError": ("memory ran out", _SMALLER),
-    "std::bad_alloc": ("memory ran out", _SMALLER),
-    "Timeout (0:": ("the other ranks of mlx.launch did not come", "Look at what they said."),
-}
-"""What a dead process leaves in its log, and what it means."""
 
 
 class RunSummary(NamedTuple):
@@ -124,8 +128,16 @@ def launch(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> R
     return run
 
 
-def resume(name: str) -> Run:
-    """Start a stopped, crashed or failed run again from its last checkpoint."""
+def resume(name: str, *, accept_new_data: bool = False) -> Run:
+    """Start a stopped, crashed or failed run again from its last checkpoint.
+
+    Args:
+        name: The run.
+        accept_new_data: Go on although the rows have changed; what was best on the old ones no longer counts.
+
+    Raises:
+        RunError: It is running, done, or trains nothing.
+    """
     run = find_run(name, runs_folder())
     if run.is_live:
         raise RunError(f"{run.name} is running", fix=f"`macft attach {run.name}` follows it.")
@@ -133,20 +145,26 @@ def resume(name: str) -> Run:
         raise RunError(f"{run.name} trains nothing: it left nothing to go on from", fix="Start the command again.")
     if run.state().status == "done":
         raise RunError(f"{run.name} is done", fix="To train longer, start a new run with start_from set to it.")
-    _start_process(run)
+    _start_process(run, *(["--accept-new-data"] if accept_new_data else []))
     return run
 
 
-def start(path: Path) -> int:
-    """Train a run, or do a job, in this process (`macft _run`); returns the exit code."""
+def start(path: Path, *, accept_new_data: bool = False, lock: int | None = None) -> int:
+    """Train a run, or do a job, in this process (`macft _run`); returns the exit code.
+
+    Args:
+        path: The run's folder.
+        accept_new_data: Go on although the rows have changed.
+        lock: The descriptor of the run's lock, when the keeper has taken it.
+    """
     run = Run.open(path)
     if run.is_job:
         from macft.jobs.process import run_job
 
-        return run_job(run)
+        return run_job(run, lock=lock)
     from macft.training.process import run_to_end
 
-    return run_to_end(run)
+    return run_to_end(run, accept_new_data=accept_new_data, lock=lock)
 
 
 def other_rank() -> Launched | None:
@@ -193,10 +211,9 @@ def follow(run: Run, offset: int = 0) -> Iterator[Event]:
         if not is_live:
             break
         time.sleep(POLL_SECONDS)
-    if child := _CHILDREN.pop(run.path, None):
-        child.wait()
+    code = child.wait() if (child := _CHILDREN.pop(run.path, None)) else None
     if not isinstance(last, RunEnded):
-        raise _crash(run)
+        raise crashed(run, code)
 
 
 def stop(name: str) -> Run:
@@ -219,6 +236,26 @@ def summarize_runs() -> list[RunSummary]:
     """Return all runs, live ones first, then the newest."""
     rows = [RunSummary(run, state := run.state(), run.status(state)) for run in list_runs(runs_folder())]
     return sorted(rows, key=lambda row: row.status not in {"preparing", "running", "paused"})
+
+
+def report(names: Sequence[str], out: Path | None = None) -> Path:
+    """Write a page of one run, or of two over each other, and return where it is: into the first run's folder.
+
+    Raises:
+        RunError: There is no such run, or it only fuses or exports; or the page cannot be written.
+    """
+    from macft.measure.run_report import Reported, write_report
+
+    runs = [find_run(name, runs_folder()) for name in names]
+    for run in runs:
+        if run.is_job:
+            raise RunError(f"{run.name} trained nothing", fix="`macft runs` lists the runs.")
+    page = out or runs[0].path / "report.html"
+    try:
+        write_atomic(page, write_report([Reported.read(run) for run in runs]).encode())
+    except OSError as error:
+        raise RunError(f"{page} cannot be written ({error.strerror})", fix="Name another file with --out.") from None
+    return page
 
 
 def remove_run(name: str) -> Run:
@@ -323,6 +360,106 @@ def check_data(
     ).report
 
 
+def check_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "HygieneReport":
+    """Look for what is wrong with rows as text; nothing is tokenized.
+
+    Args:
+        files: Files or folders that are trained on; `-` is JSONL on standard input.
+        held_out: Files or folders that are not.
+        columns: Maps macft's column names to the user's.
+        near: Compare rows for being nearly the same.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read. Rows that cannot be understood are findings.
+    """
+    from macft.data.hygiene.check import check_rows as check
+
+    return check(files, held_out, columns=columns, near=near, progress=progress)
+
+
+def clean_rows(
+    files: Sequence[str],
+    held_out: Sequence[str] = (),
+    *,
+    out: Path,
+    log: Path | None = None,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    near: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "Cleaned":
+    """Write a new file of the rows that have nothing wrong with them, and a log of those that have.
+
+    Args:
+        files: Files or folders; they stay as they are.
+        held_out: Rows that must not be trained on; what asks the same is left out.
+        out: The new file, JSONL.
+        log: Where each row left out gets a line; beside `out` when left out.
+        keep: Kinds of finding whose rows are kept.
+        only: Kinds of finding whose rows are left out, and no others.
+        near: Leave out rows that are nearly the same as others.
+        progress: Called with a phase, rows done and rows in all.
+
+    Raises:
+        DataError: There is nothing to read, nothing would be left, or `out` is among the files.
+        RecipeError: A kind is none.
+    """
+    from macft.data.hygiene.clean import choose_kinds
+    from macft.data.hygiene.clean import clean_rows as clean
+    from macft.data.writing import check_target
+
+    log = log or out.with_name(f"{out.stem}.removed.jsonl")
+    kinds = choose_kinds(keep, only)
+    for target in (out, log):
+        check_target([*files, *held_out], target)
+    report = check_rows(files, held_out, near=near, progress=progress)
+    return clean(files, report, kinds, out=out, log=log)
+
+
+def split_rows(
+    files: Sequence[str], *, out: Path, valid: float = 0.05, test: float = 0.0, group: str = "", seed: int = 0
+) -> "Split":
+    """Write train, valid and test rows into a folder, by a hash of the prompt or by group.
+
+    Raises:
+        RecipeError: The shares leave nothing to train on.
+        DataError: A row cannot be understood or has no group, or `out` is among the files.
+    """
+    from macft.data.split import split_rows as split
+
+    return split(files, out=out, valid=valid, test=test, group=group, seed=seed)
+
+
+def mix_rows(
+    parts: Sequence[str], *, out: Path, rows: int | None = None, repeat: bool = False, seed: int = 0
+) -> "Mixed":
+    """Write one file of several, `FILE:WEIGHT:CAP` each, in which each has the share of its weight.
+
+    Raises:
+        RecipeError: A part or its weight makes no sense.
+        DataError: A row cannot be read, a part has too few rows, or `out` is among the parts.
+    """
+    from macft.data.mixture import mix_rows as mix
+    from macft.data.mixture import parse_part
+
+    return mix([parse_part(part) for part in parts], out=out, rows=rows, repeat=repeat, seed=seed)
+
+
+def advise(report: "HygieneReport", goal: str = "") -> list[str]:
+    """Say in plain words what rows and a goal speak for: prompting or tuning, which model and which method."""
+    from macft.data.hygiene.advice import advise as say
+
+    return say(report, goal)
+
+
 def show_row(data: DataTable, number: int, *, model: str, method: str | None = None) -> "RowView":
     """Return one row as the model sees it; rows count from 1 in the order of the files.
 
@@ -332,6 +469,21 @@ def show_row(data: DataTable, number: int, *, model: str, method: str | None = N
     from macft.data.inspect import view_row
 
     return view_row(data, number, _tokenizer(model)[0], method)
+
+
+def start_rows() -> "subprocess.Popen[str]":
+    """Start a child that reads and tokenizes rows, for a program that must not load transformers.
+
+    A JSON line in is a request and a line out its answer, as `macft.cli.row_worker` says. It ends when its stdin does.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "_rows"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
 
 # Speed
@@ -445,6 +597,76 @@ def merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat")
     return folder
 
 
+def start_merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat") -> Run:
+    """Start a job that does what `merge` does, and says how near it came.
+
+    Raises:
+        MacftError: There is no such adapter or base, or something is at `out` already.
+    """
+    return _run_job(plan_merge(parts, out=out, way=way).job)
+
+
+def plan_merge(parts: Sequence[tuple[str, float]], *, out: Path, way: str = "concat") -> "JobEstimate":
+    """Say what merging will write, where and how long it may take."""
+    found = [(str(find_adapter(name, runs_folder())), strength) for name, strength in parts]
+    where, wishes = out.expanduser().resolve(), {"kind": "merge", "to": "adapter", "parts": found, "way": way}
+    return _estimate(_find_job(found[0][0], wishes, out=where, model=None), where)
+
+
+def plan_fuse(name: str, **wishes: Any) -> "JobEstimate":
+    """Say what `fuse` with the same arguments will write, where and how long it may take; nothing is started."""
+    return _plan_leaving(name, {"kind": "fuse", "to": "mlx", **wishes})
+
+
+def plan_export(name: str, *, to: str, **wishes: Any) -> "JobEstimate":
+    """Say what `export` with the same arguments will write, where and how long it may take; nothing is started."""
+    return _plan_leaving(name, {"kind": "export", "to": to, **wishes})
+
+
+# Adapters
+
+
+def list_adapters() -> "list[AdapterFacts]":
+    """Return the adapters on this machine that no run holds."""
+    from macft.models.adapter_facts import list_adapters as look
+
+    return look(home(), here=Path.cwd())
+
+
+def describe_adapter(folder: Path, name: str = "") -> "AdapterFacts":
+    """Return what an adapter folder is; no weight is read."""
+    from macft.models.adapter_facts import describe_adapter as describe
+
+    return describe(folder, name)
+
+
+def add_adapter(folder: Path) -> "AdapterFacts":
+    """Make an adapter folder known to macft; it stays where it is."""
+    from macft.models.adapter_facts import add_adapter as add
+
+    return add(folder, home())
+
+
+def discard_adapter(folder: Path) -> Path:
+    """Take an adapter that no run holds out of the list without deleting it yet, and return where it waits."""
+    from macft.models.adapter_facts import discard_adapter as discard
+
+    return discard(folder, home())
+
+
+def restore_adapter(discarded: Path, folder: Path) -> None:
+    """Put a discarded adapter back to where it was."""
+    discarded.rename(folder)
+
+
+def forget_adapter(discarded: Path) -> None:
+    """Delete a discarded adapter for good; of a link, only the link."""
+    if discarded.is_symlink():
+        discarded.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
 # Chat
 
 
@@ -485,6 +707,92 @@ def compare(names: Sequence[str], *, base: bool = True, model: str | None = None
     return open_voices(sources, read_machine(), template=template)
 
 
+def read_prompts(path: Path) -> "list[tuple[Turn, ...]]":
+    """Return what a file asks, a conversation a line or a row.
+
+    Raises:
+        DataError: With everything that cannot be understood, or because there is nothing.
+    """
+    from macft.data.prompts import read_prompts as read
+
+    return [prompt.turns for prompt in read(str(path.expanduser()))]
+
+
+def worker_command() -> list[str]:
+    """Return how to start the child that answers what needs MLX, for a program that loads none of it."""
+    return [sys.executable, "-P", "-m", "macft", "_worker"]
+
+
+def replay(
+    model: str,
+    prompts: str,
+    *,
+    out: Path,
+    sampling: "Sampling",
+    progress: Callable[[int, int], None] | None = None,
+) -> "Replayed":
+    """Write a base model's own answers to prompts as rows, to rehearse on.
+
+    Args:
+        model: A model; of a run or an adapter, the base that it was tuned from.
+        prompts: A file with a prompt a line, or rows.
+        out: The new file, JSONL.
+        sampling: How tokens are chosen.
+        progress: Called with answers done and prompts in all.
+
+    Raises:
+        DataError: The prompts cannot be read, or no answer is whole.
+        MacftError: The model is not here, or cannot be loaded.
+    """
+    from macft.chat.replay import replay as answer
+    from macft.data.prompts import read_prompts
+    from macft.data.writing import check_target
+
+    check_target([] if prompts == "-" else [prompts], out)
+    asked = [prompt.turns for prompt in read_prompts(prompts)]
+    voices = compare([model])
+    try:
+        return answer(voices, asked, sampling, out=out, progress=progress)
+    finally:
+        voices.close()
+
+
+def evaluate(
+    name: str,
+    *,
+    files: Sequence[str] = (),
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    model: str | None = None,
+    tell: Callable[[str, int, int], None] = lambda _name, _done, _total: None,
+) -> "Evaluation":
+    """Let what a name means, and its Base, read and answer the same held-out rows.
+
+    Args:
+        name: A run, a checkpoint of it, or an adapter folder.
+        files: Rows; the run's own test rows, or else its held-out ones, when there are none.
+        limit: Most rows; None for all.
+        max_tokens: Longest answer; the recipe's when left out.
+        model: The base of an adapter that does not name one.
+        tell: Told (what is done, how many are done, of how many).
+
+    Raises:
+        MacftError: The name means nothing, its rows cannot be used, or there is no Base beside it.
+    """
+    import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
+    from macft.chat.compare import open_voices
+    from macft.chat.sources import find_sources
+    from macft.measure.evaluation import evaluate_voices, read_held_out
+
+    sources = find_sources([name], home=home(), runs=runs_folder(), model=model)
+    recipe = sources[-1].read_recipe()
+    held_out = read_held_out(
+        sources[-1].folder, recipe, files, limit=limit, progress=lambda done, total: tell("tokenize", done, total)
+    )
+    longest = max_tokens or (recipe.evaluate.max_tokens if recipe else EvaluateTable().max_tokens)
+    return evaluate_voices(open_voices(sources, read_machine()), held_out, max_tokens=longest, tell=tell)
+
+
 def open_server(name: str, *, port: int, model: str | None = None, max_tokens: int = 512) -> "Served":
     """Load what a name means and listen on this machine for OpenAI-style clients that have the token.
 
@@ -499,20 +807,75 @@ def open_server(name: str, *, port: int, model: str | None = None, max_tokens: i
     return serve.open_server(source, port=port, max_tokens=max_tokens)
 
 
+def start_server(name: str) -> "subprocess.Popen[str]":
+    """Serve what a name means in a process of its own, on a free port, for a program that loads no model itself.
+
+    Its stdout is one JSON object with `url`, `token` and `model`; its stderr says what is wrong. Killing it ends it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "macft", "serve", "--json", "--port", "0", "--", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def _start_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> Run:
+    return _run_job(_find_job(name, wishes, out=out, model=model))
+
+
+def _find_job(name: str, wishes: dict[str, Any], *, out: Path | None, model: str | None) -> "Job":
     from macft.jobs.job import plan_job
-    from macft.recipe import make_recipe
 
     folder = str(out.expanduser().resolve()) if out else ""
-    if out and Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+    if out:
+        _refuse_full(Path(folder))
+    return plan_job(name, model=model, home=home(), runs=runs_folder(), out=folder, **wishes)
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already", fix="Name another folder with --out, or remove it.")
-    job = plan_job(name, model=model, home=home(), runs=runs_folder(), out=folder, **wishes)
+
+
+def _run_job(job: "Job") -> Run:
+    from macft.recipe import make_recipe
+
     trained = Path(job.run) / "recipe.toml"
-    recipe = trained.read_text(encoding="utf-8") if job.run else dump_recipe(make_recipe({"model": job.base_name}))
+    recipe = (
+        trained.read_text(encoding="utf-8")
+        if job.run
+        else dump_recipe(make_recipe({"model": job.base_name or job.name}))
+    )
     run = Run.create(make_run_path(runs_folder(), method=job.kind, model=job.base_name or job.name), recipe)
     job.save(run)
     _start_process(run)
     return run
+
+
+def _plan_leaving(name: str, wishes: dict[str, Any]) -> "JobEstimate":
+    out, model = wishes.pop("out", None), wishes.pop("model", None)
+    if wishes["to"] == "lmstudio":
+        from macft.models.export.lmstudio import find_lmstudio
+
+        wishes["lmstudio"] = str(find_lmstudio(Path.home()))
+        where: Path | None = Path(wishes["lmstudio"])
+    else:
+        where = out
+    job = _find_job(name, wishes, out=out, model=model)
+    return _estimate(job, where or runs_folder() / "…" / ("model" if job.to == "mlx" else "export"))
+
+
+def _estimate(job: "Job", where: Path) -> "JobEstimate":
+    from macft.jobs.estimate import Done, estimate_job
+
+    done = []
+    for run in list_runs(runs_folder()):
+        if run.is_job and (state := run.state()).result and state.started:
+            done.append(Done(state.result.to, state.result.size_bytes, state.result.time - state.started.time))
+    return estimate_job(job, where=where, free_bytes=free_disk_bytes(Path(job.out or runs_folder())), done=done)
 
 
 def _tokenizer(model: str) -> "tuple[TokenizerWrapper, ModelFacts]":
@@ -569,7 +932,8 @@ def _check_fit(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    named = [path for path in (*recipe.data.train, *recipe.data.valid, *recipe.data.test) if path != "-"]
+    data = recipe.data
+    named = [path for path in (*data.train, *data.valid, *data.test, *data.general) if path != "-"]
     if missing := [Problem(path, "no such file or folder") for path in named if not Path(path).exists()]:
         raise DataError(missing, fix="Paths in a recipe are relative to the recipe.")
 
@@ -584,11 +948,11 @@ def _check_inputs(recipe: Recipe) -> None:
         raise ModelError(f"{facts.name} cannot be trained: {facts.why_not}", fix="`macft models` lists those that can.")
 
 
-def _start_process(run: Run) -> None:
+def _start_process(run: Run, *options: str) -> None:
     before = run.last_event()
-    with run.log.open("ab") as log:
+    with os.fdopen(os.open(run.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, PRIVATE_FILE), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "macft", "_run", str(run.path)],  # -P: no code from the current folder
+            [sys.executable, "-P", "-m", "macft.keeper", str(run.path), *options],  # -P: no code of this folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -598,16 +962,9 @@ def _start_process(run: Run) -> None:
     while not run.is_live and process.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 4)
     if process.poll() is not None and run.last_event() == before:
-        raise _crash(run)
+        raise crashed(run, process.returncode)
     _CHILDREN[run.path] = process
 
 
-def _crash(run: Run) -> MacftError:
-    log = run.log.read_text(encoding="utf-8", errors="replace")[-4000:] if run.log.is_file() else ""
-    reason, fix = next(
-        (said for sign, said in _CRASHES.items() if sign in log), ("its process died", "Its log may say why.")
-    )
-    return RunCrashed(f"{run.name}: {reason} (log: {run.log})", fix=f"{fix} `macft resume {run.name}` goes on.")
-
-
 INTERRUPT, TERMINATE = int(signal.SIGINT), int(signal.SIGTERM)
+QUIT, HANG_UP = int(signal.SIGQUIT), int(signal.SIGHUP)

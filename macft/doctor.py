@@ -19,8 +19,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from macft.disk import write_atomic
 from macft.machine import GIB, MachineFacts, find_openblas, free_disk_bytes, home, runs_folder
-from macft.run import list_runs, write_atomic
+from macft.run import list_runs
 
 PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "huggingface-hub", "numpy", "textual")
 OLDEST_MACOS, WATCHDOG_MACOS = 14, 26

@@ -162,6 +162,16 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRanOut(Event):
+    """The process died for want of memory; from here on a forward pass takes less at once."""
+
+    type: ClassVar[str] = "memory_ran_out"
+    step: int
+    micro_batch_divisor: int
+    """Rows and tokens of a forward pass are divided by this; an update's are what they were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paused(Event):
     """Training waits for `go_on`."""
 

@@ -74,6 +74,11 @@ def copy_recipe(name: str, folder: Path) -> Path:
     return target
 
 
+def find_data(name: str) -> Path:
+    """Return a folder of rows that come with macft."""
+    return _folder() / "data" / name
+
+
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)

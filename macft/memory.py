@@ -245,6 +245,18 @@ def kept_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) ->
     return kept + in_rows * part.laid / part.tokens
 
 
+def unread_values(shape: Shape, learner: Learner, part: Pass, backend: Backend) -> float:
+    """Return the values that a layer keeps the fewer, a token, since the last one is narrowed (see `models.stream`)."""
+    if shape.family not in STREAMED:
+        return 0.0
+    names = {name.rpartition(".")[2] for name in learner.linears}
+    narrowed = shape.hidden_size + (backend.inner - 1) * shape.intermediate_size
+    narrowed += shape.heads * shape.head_dim if "o_proj" in names else 0
+    narrowed += shape.hidden_size if names & {"gate_proj", "up_proj"} else 0
+    narrowed += shape.intermediate_size if "down_proj" in names else 0
+    return narrowed * (1.0 - part.supervised / part.tokens) / learner.layers
+
+
 def score_values(shape: Shape, part: Pass, backend: Backend) -> float:
     """Return the attention weights of a layer, a token of the longest row."""
     longest, block = part.longest, backend.query_block
@@ -262,7 +274,8 @@ def activation_bytes(shape: Shape, learner: Learner, part: Pass, backend: Backen
     mlp += work.scores * scores if part.longest <= backend.longest_scores else 0
     whole = kept_values(shape, learner, replace(part, recompute="none"), backend)
     attention = base + work.attention * scores + (whole if part.recompute == "layer" else 0)
-    kept = learner.layers * kept_values(shape, learner, part, backend)
+    unread = unread_values(shape, learner, part, backend) if part.recompute == "none" else 0.0
+    kept = learner.layers * (kept_values(shape, learner, part, backend) - unread)
     a_value = part.tokens * backend.value_bytes
     norms = FLOAT32_BYTES * DORA_MATRICES * width * shape.intermediate_size if learner.kind == "dora" else 0
     return int(kept * a_value), int(max(max(mlp, attention) * a_value, norms)) + SMALL_BYTES

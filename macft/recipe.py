@@ -156,6 +156,26 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomlkit.dumps({"method": recipe.method, **recipe.model_dump(mode="json", exclude_none=True)})
 
 
+def to_toml(value: Any) -> str:
+    """Write a value as TOML."""
+    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return (dotted key, value before, value after) of each key that is not the same in two recipes.
+
+    Values are TOML, and empty where a recipe has none.
+    """
+    found = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) or isinstance(new, dict):
+            found += differences(old or {}, new or {}, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, "" if old is None else to_toml(old), "" if new is None else to_toml(new)))
+    return found
+
+
 def describe_fields(table: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
     """List (dotted key, default as TOML, documentation) of every key of a recipe, tables last."""
     rows, tables = [], []
@@ -217,7 +237,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     resolved = data.model_copy(
-        update={name: [absolute(text) for text in getattr(data, name)] for name in ("train", "valid", "test")}
+        update={
+            name: [absolute(text) for text in getattr(data, name)] for name in ("train", "valid", "test", "general")
+        }
     )
     update: dict[str, Any] = {"data": resolved}
     for name in ("model", "start_from"):

@@ -128,6 +128,15 @@ class PretrainRecipe(SupervisedRecipe):
     method: Literal["pretrain"] = "pretrain"
     """Continual pre-training on raw text: whole documents, split to `max_seq_length`, none thrown away."""
 
+    def list_conflicts(self) -> list[Problem]:
+        """Return what is wrong between keys that are right by themselves."""
+        if not self.data.keep_general or self.data.general:
+            return super().list_conflicts()
+        return [
+            *super().list_conflicts(),
+            Problem("data.general", "is missing: the rows that come with macft are chats"),
+        ]
+
 
 class PreferenceRecipe(BaseRecipe):
     """The keys of the methods that learn from what people prefer."""
@@ -140,10 +149,13 @@ class PreferenceRecipe(BaseRecipe):
 
     def list_conflicts(self) -> list[Problem]:
         """Return what is wrong between keys that are right by themselves."""
-        if self.lora.dropout == 0.0:
-            return super().list_conflicts()
-        message = "must be 0 here: noise would keep the model from equalling its reference"
-        return [*super().list_conflicts(), Problem("lora.dropout", f"{message} (got {self.lora.dropout})")]
+        conflicts = super().list_conflicts()
+        if self.data.keep_general:
+            conflicts.append(Problem("data.keep_general", "must be 0 here: general rows hold no preferences"))
+        if self.lora.dropout != 0.0:
+            message = "must be 0 here: noise would keep the model from equalling its reference"
+            conflicts.append(Problem("lora.dropout", f"{message} (got {self.lora.dropout})"))
+        return conflicts
 
 
 class DpoRecipe(PreferenceRecipe):

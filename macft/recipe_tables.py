@@ -32,6 +32,17 @@ class DataTable(Table):
     valid_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
     """Share of the training rows held out when `valid` is not given. A row's place never moves between runs."""
 
+    leaks: Literal["refuse", "allow"] = Field(default="refuse")
+    """What happens when rows of `valid` or `test` ask what is also trained on: the run does not start, or it does."""
+
+    keep_general: float = Field(default=0.0, ge=0.0, le=0.9)
+    """Against forgetting (sft): the share of the training rows that is general dialogue, never held out. 0.1 is usual;
+    needs `general` in pretrain."""
+
+    general: list[str] = Field(default=[])
+    """Where general rows are from, relative to the recipe, such as what `macft data replay` wrote. Left out: 623 short
+    dialogues that come with macft."""
+
     columns: dict[str, str] = Field(default={})
     """Renames columns before a row is read, as macft's name = your name: `{ prompt = "question" }`."""
 
@@ -55,7 +66,7 @@ class DataTable(Table):
         if not isinstance(values, dict):
             return values
         return {
-            key: [value] if key in {"train", "valid", "test"} and isinstance(value, str) else value
+            key: [value] if key in {"train", "valid", "test", "general"} and isinstance(value, str) else value
             for key, value in values.items()
         }
 

@@ -9,32 +9,39 @@ holds the lock on `run.lock`; no end and a free lock means that it crashed.
 import fcntl
 import json
 import os
-import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from macft.disk import DISK, PRIVATE_FILE, PRIVATE_FOLDER, Disk, write_all, write_atomic, write_file
 from macft.errors import RunError, RunLocked
 from macft.events import Event, decode_event, encode_event
 from macft.state import RunState, fold
 
-PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 JOB = "job.json"
 """Makes a run folder one of fusing or exporting, and says what it does."""
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 20, 0.025
 NOTE = "note.txt"
 DISCARDED = ".discarded"
 """Beside the runs: those that were removed a moment ago and can still be brought back."""
+RESERVE, RESERVE_BYTES = ".reserve", 2**16
+"""A file that is deleted to make room for a run's last words when the disk is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder. Making the object reads nothing; `create` and `open` check the folder."""
+    """One run folder. Making the object reads nothing; `create` and `open` check the folder.
+
+    Attributes:
+        disk: What its training is written through.
+    """
 
     path: Path
+    disk: Disk = field(default=DISK, repr=False, compare=False)
 
     @classmethod
     def create(cls, path: Path, recipe_toml: str) -> "Run":
@@ -96,23 +103,46 @@ class Run:
         return self.path / "train.log"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, shared: int | None = None) -> Iterator[int]:
         """Hold the run for writing; the kernel lets go when the process ends, however it ends.
+
+        Args:
+            shared: The descriptor of a lock that the process before this one holds and shares.
+
+        Yields:
+            The lock's descriptor, to be shared.
 
         Raises:
             RunLocked: Another process holds it.
         """
-        with (self.path / "run.lock").open("r+b") as file:
-            if not _take(file.fileno()):
+        try:
+            file = (self.path / "run.lock").open("r+b") if shared is None else os.fdopen(shared, "r+b")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror})") from None
+        with file:
+            if shared is None and not _take(file.fileno()):
                 raise RunLocked(
                     f"{self.name} is being trained by another process",
                     fix=f"`macft attach {self.name}` follows it, `macft stop {self.name}` stops it.",
                 )
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-            file.flush()
-            self._end_torn_line()
-            yield
+            try:
+                file.truncate(0)
+                file.seek(0)  # a lock that is shared shares its position, too
+                file.write(str(os.getpid()).encode())
+                file.flush()
+                self._end_torn_line()
+                for leftover in [*self.path.glob(".plan.json.*.tmp"), *self.path.glob(".adapter.tmp")]:
+                    self.disk.remove(leftover)
+                write_file(self.path / RESERVE, [bytes(RESERVE_BYTES)], self.disk)
+            except OSError as error:
+                fix = "Free disk space, or put the disk back."
+                raise RunError(f"{self.path} cannot be written ({error.strerror})", fix=fix) from None
+            yield file.fileno()
+
+    def forget_process(self) -> None:
+        """Take away the number of a process that has ended, before the system gives it to another."""
+        with suppress(OSError):
+            (self.path / "run.lock").write_bytes(b"")
 
     @property
     def is_live(self) -> bool:
@@ -135,7 +165,7 @@ class Run:
 
     def append(self, event: Event) -> None:
         """Add an event as one line, with one write."""
-        _append(self.path / "events.jsonl", encode_event(event))
+        _append(self.path / "events.jsonl", encode_event(event), self.disk)
 
     def read(self, offset: int = 0) -> tuple[list[Event], int]:
         """Read the events from a byte offset.
@@ -162,7 +192,8 @@ class Run:
 
     def request(self, action: str) -> None:
         """Ask the training process for something: pause, go_on, sample, stop."""
-        _append(self.path / "control.jsonl", json.dumps({"action": action, "time": datetime.now().timestamp()}))
+        line = json.dumps({"action": action, "time": datetime.now().timestamp()})
+        _append(self.path / "control.jsonl", line, self.disk)
 
     def read_requests(self, offset: int) -> tuple[list[str], int]:
         """Return the actions asked for since a byte offset, and the next offset."""
@@ -221,13 +252,60 @@ class Run:
             RunLocked: It is being trained.
         """
         with self.lock():
-            shutil.rmtree(self.path)
+            self.disk.remove(self.path)
 
     def _end_torn_line(self) -> None:
         # A crash may have left half a line; the next event must not be glued to it.
         with (self.path / "events.jsonl").open("r+b") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
+
+
+class Journal:
+    """Writes down what happens in a run while it is trained.
+
+    The rule: training never ends because an event cannot be written. What the disk refuses waits in memory, and goes
+    before the next.
+
+    Args:
+        run: Locked by this process.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self._waiting, self._is_torn = run, deque[bytes](), False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether events wait for the disk."""
+        return bool(self._waiting)
+
+    def __call__(self, event: Event) -> None:
+        """Write an event, after those that wait."""
+        self._waiting.append(encode_event(event).encode() + b"\n")
+        with suppress(OSError):
+            self._write()
+
+    def end(self, event: Event) -> None:
+        """Write the last event of this life, without those that wait if there is no room for all."""
+        with suppress(OSError):
+            self.run.disk.remove(self.run.path / RESERVE)
+        self(event)
+        if self.is_behind:
+            self._waiting.clear()
+            self(event)
+
+    def _write(self) -> None:
+        if self._waiting:
+            descriptor = self.run.disk.open(self.run.path / "events.jsonl", os.O_APPEND | os.O_WRONLY)
+            try:
+                while self._waiting:
+                    # What was refused may have left a part of itself behind: the line is ended and written anew.
+                    line, self._is_torn = b"\n" * self._is_torn + self._waiting[0], True
+                    write_all(descriptor, line, self.run.disk)
+                    self._is_torn = False
+                    self._waiting.popleft()
+            finally:
+                self.run.disk.close(descriptor)
 
 
 def make_run_path(runs: Path, *, method: str, model: str) -> Path:
@@ -282,25 +360,6 @@ def list_runs(runs: Path) -> list[Run]:
     return sorted(found, key=lambda run: ((run.path / "recipe.toml").stat().st_mtime, run.name), reverse=True)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk and rename it over `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os.fdopen(os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, PRIVATE_FILE), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def flush(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_lines(path: Path, offset: int) -> tuple[list[str], int]:
     """Return the whole lines of a file from a byte offset on, and the next offset."""
     with path.open("rb") as file:
@@ -323,9 +382,9 @@ def _take(descriptor: int) -> bool:
     return False
 
 
-def _append(path: Path, line: str) -> None:
-    descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, PRIVATE_FILE)
+def _append(path: Path, line: str, disk: Disk) -> None:
+    descriptor = disk.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        write_all(descriptor, line.encode() + b"\n", disk)
     finally:
-        os.close(descriptor)
+        disk.close(descriptor)

@@ -12,8 +12,11 @@ from macft.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    JobPlanned,
+    MemoryRanOut,
     Paused,
     PhaseProgress,
+    ResultWritten,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -37,6 +40,8 @@ class RunState:
         steps: Every update that counts, oldest first; the lists are never changed after they are handed out.
         best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
+        job: What a job is about to write, and `result` what it wrote.
+        micro_batch_divisor: What a forward pass's rows and tokens are divided by, since memory ran out.
     """
 
     status: str = "waiting"
@@ -52,6 +57,9 @@ class RunState:
     best: Evaluated | None = None
     checkpoint_step: int = 0
     scores: Scored | None = None
+    job: JobPlanned | None = None
+    result: ResultWritten | None = None
+    micro_batch_divisor: int = 1
     ended: RunEnded | None = None
     updated: float = 0.0
 
@@ -85,6 +93,7 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
 _STATUS: dict[type[Event], str] = {
     RunResumed: "preparing",
     TrainingPlanned: "running",
+    JobPlanned: "running",
     StepDone: "running",
     Paused: "paused",
     WentOn: "running",
@@ -92,6 +101,8 @@ _STATUS: dict[type[Event], str] = {
 _LATEST: dict[type[Event], str] = {
     TrainingPlanned: "planned",
     PhaseProgress: "phase",
+    JobPlanned: "job",
+    ResultWritten: "result",
     Scored: "scores",
     RunEnded: "ended",
 }
@@ -116,7 +127,9 @@ def _apply(values: dict[str, Any], event: Event) -> None:
     values["status"] = _STATUS.get(kind, values["status"])
     match event:
         case RunStarted():
-            values.update(_values_of(RunState(status="preparing", started=event, updated=event.time)))
+            divisor = values["micro_batch_divisor"]
+            fresh = RunState(status="preparing", started=event, updated=event.time, micro_batch_divisor=divisor)
+            values.update(_values_of(fresh))
         case RunResumed():
             values.update(_rewound(values, event.step))
         case StepDone() | StepSkipped():
@@ -125,6 +138,8 @@ def _apply(values: dict[str, Any], event: Event) -> None:
             values["best"] = event
         case CheckpointSaved():
             values["checkpoint_step"] = event.step
+        case MemoryRanOut():
+            values["micro_batch_divisor"] = event.micro_batch_divisor
         case RunEnded():
             values["status"] = event.status
         case _:

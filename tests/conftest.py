@@ -1,14 +1,25 @@
 """Fixtures that several rooms' tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from macft.models.fetch import pull
+from tests.faults.network import GUARD, watch
 from tests.shelf import Shelf, make_shelf
 
 REPOSITORY = Path(__file__).parent.parent
+watch()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_this_machine() -> Iterator[None]:
+    """Fail a test in which anything connected or looked a name up beyond this machine, even if it was caught."""
+    before = len(GUARD.breaches)
+    yield
+    assert GUARD.breaches[before:] == []
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +33,8 @@ def home_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M, fetched once into `MACFT_TEST_HOME` and kept between runs."""
     home = Path(os.environ.get("MACFT_TEST_HOME") or REPOSITORY / ".cache" / "macft-tests")
-    return pull("smollm2-135m", home)
+    with GUARD.online():
+        return pull("smollm2-135m", home)
 
 
 @pytest.fixture

@@ -160,7 +160,14 @@ def test_an_adapter_of_mlx_lm_can_be_trained_on(stock: Stock, tmp_path: Path, mo
     rows.write_text("\n".join(map(json.dumps, ROWS)))
     settings = [
         *(f'model="{stock.model}"', f'start_from="{stock.adapter}"', "lora.rank=4", "lora.alpha=20"),
-        *(f'data.train="{rows}"', f'data.valid="{rows}"', "evaluate.every=2", "evaluate.samples=0", "steps=2"),
+        *(
+            f'data.train="{rows}"',
+            f'data.valid="{rows}"',
+            "data.leaks=allow",
+            "evaluate.every=2",
+            "evaluate.samples=0",
+            "steps=2",
+        ),
     ]
     (tmp_path / "empty.toml").touch()
     words = [word for setting in settings for word in ("--set", setting)]

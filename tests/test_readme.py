@@ -75,7 +75,7 @@ class Desk:
         """Run a command, cut down when it trains."""
         arguments = shlex.split(line)
         short = [word for setting in SHORT for word in ("--set", setting)] if arguments[0] == "train" else []
-        short = ["--max-tokens", "4"] if arguments[0] == "compare" else short
+        short = ["--max-tokens", "4"] if arguments[0] in {"compare", "eval"} else short
         return subprocess.run(
             [sys.executable, "-m", "macft", *arguments, *short],
             cwd=self.folder,

@@ -122,6 +122,18 @@ def test_stock_mlx_lm_and_chat_give_the_same_answer(bench: Bench, tuned: Run) ->
 
 
 @pytest.mark.real
+def test_stock_mlx_lm_generates_the_same_from_the_fused_folder(bench: Bench, tuned: Run) -> None:
+    ask, out = ["--prompt", QUESTION, "--max-tokens", "8", "--temp", "0"], bench.folder / "fused"
+    done = json.loads(bench.python("macft", "fuse", tuned.name, "--out", str(out), "--json"))["result"]
+    assert done["kept"] > 0.9999
+    assert done["kl_base"] > 0.01
+    folders = ["--model", str(bench.model), "--adapter-path", str(tuned.adapter)]
+    with_adapter = bench.python("mlx_lm", "generate", *folders, *ask).split("=" * 10)[1]
+    fused = bench.python("mlx_lm", "generate", "--model", str(out), *ask).split("=" * 10)[1]
+    assert fused.strip() == with_adapter.strip() != ""
+
+
+@pytest.mark.real
 def test_its_qlora_twin_trains_on_four_bits(bench: Bench) -> None:
     settings = ["steps=2", "batch_size=1", "evaluate.test_rows=0", "checkpoint.every=2"]
     run = bench.train("recipes/sft-qlora-addresses.toml", *settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from macft.disk import write_atomic
 from macft.errors import RunError, RunLocked
 from macft.events import (
     EVENT_TYPES,
@@ -23,7 +24,7 @@ from macft.events import (
     decode_event,
     encode_event,
 )
-from macft.run import Run, find_adapter, find_run, list_runs, make_run_path, read_lines, write_atomic
+from macft.run import Run, find_adapter, find_run, list_runs, make_run_path, read_lines
 from macft.state import RunState, fold
 
 STARTED = RunStarted(time=1.0, method="sft", adapter="lora", model="m")

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
-import tomlkit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from macft.recipe import BaseRecipe, Recipe
+from macft.recipe import BaseRecipe, Recipe, to_toml
 
 ESSENTIAL = (
     "model",
@@ -80,11 +79,6 @@ def _fields(table: type[BaseModel], prefix: str) -> Iterator[Field]:
         else:
             written = "" if default is None or info.is_required() else to_toml(default)
             yield Field(prefix + name, _choices(info), written, info.description or "", _bounds(info))
-
-
-def to_toml(value: Any) -> str:
-    """Write a value as TOML."""
-    return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
 
 
 def _choices(info: FieldInfo) -> tuple[str, ...]:

@@ -127,12 +127,13 @@ def plan_rows(rows: Rows | AnyRows, *, batch_size: int, seed: int) -> list[Ints]
 def batch_flops(shape: Shape, batch: MicroBatch) -> int:
     """Return the useful operations of a micro-batch in an update; KTO's mismatched rows have no gradient."""
     without_gradient = [batch.mismatched.layout] if isinstance(batch, LabeledBatch) else []
-    return _layout_flops(shape, layout_of(batch)) + sum(
-        _layout_flops(shape, layout, backward=False) for layout in without_gradient
+    return layout_flops(shape, layout_of(batch)) + sum(
+        layout_flops(shape, layout, backward=False) for layout in without_gradient
     )
 
 
-def _layout_flops(shape: Shape, layout: Batch, *, backward: bool = True) -> int:
+def layout_flops(shape: Shape, layout: Batch, *, backward: bool = True) -> int:
+    """Return the useful operations on rows as they lie: of an update, or of a forward pass alone."""
     taken = layout.taken.reshape(layout.gather.shape).sum(axis=1)
     return useful_flops(
         shape,

@@ -28,7 +28,7 @@ class Counters:
     Attributes:
         padded_on_stream: Share of a flat stream's tokens that are fillers.
         padded_in_rows: Share that would be padding if the same micro-batches were padded rows.
-        shapes: Different shapes of micro-batches, each compiled once on Metal.
+        shapes: Different shapes of micro-batches, each compiled once where the recipe says `compile = true`.
         flops_a_token: Useful operations, forward and backward.
         peak_bytes: Beside weights, adapter and optimizer, of the heaviest batch that was timed.
     """

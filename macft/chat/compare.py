@@ -19,9 +19,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from macft.chat.decode import CACHE_TOKENS, Decoder, Request
 from macft.chat.generate import spell
 from macft.chat.panes import Ask, Parts, Turn, Voice
-from macft.chat.score import Likelihood, Said, score_answer
+from macft.chat.score import Likelihood, RowLikelihood, Said, score_answer, score_rows
 from macft.chat.sources import VoiceSource
-from macft.data.chat_template import find_stop_ids, render_prompt
+from macft.data.chat_template import Encoded, find_stop_ids, render_prompt
 from macft.data.examples import Message, RowProblem
 from macft.errors import MacftError
 from macft.machine import MachineFacts
@@ -33,6 +33,13 @@ from macft.plan import USABLE_SHARE
 
 IN_TURNS = "not in the batch: it takes turns with the others, on the same weights"
 ONE_AT_A_TIME = "its model is loaded for its turn only, since all together do not fit"
+
+
+Progress = Callable[[int, int], None]
+
+
+def _untold(_done: int, _total: int) -> None:
+    """Tell nobody how far it is."""
 
 
 class Question(NamedTuple):
@@ -62,6 +69,14 @@ class Voices(Protocol):
         Args:
             questions: With answers of these voices.
             kl: Also how far each voice is from the first of its batch.
+        """
+
+    def weigh(self, rows: Sequence[Encoded], *, progress: Progress = _untold) -> list[list[RowLikelihood]]:
+        """Say how likely the supervised tokens of rows are to each voice: by row and voice.
+
+        Args:
+            rows: Tokens of these voices' own tokenizer.
+            progress: Told (rows done, all rows), once for each group of voices that shares a batch.
         """
 
     def close(self) -> None:
@@ -102,6 +117,15 @@ class Batch:
         """Score with one row a voice, so that the weights are read once for all of them."""
         return [[self._score(question.turns, said, kl=kl) for said in question.answers] for question in questions]
 
+    def weigh(self, rows: Sequence[Encoded], *, progress: Progress = _untold) -> list[list[RowLikelihood]]:
+        """Weigh several rows at once, each under all voices."""
+        choose = self._rows.choose if self._rows is not None else lambda _: None
+        found: dict[int, list[RowLikelihood]] = {}
+        for place, likelihoods in score_rows(self._model, rows, voices=len(self.voices), choose=choose):
+            found[place] = likelihoods
+            progress(len(found), len(rows))
+        return [found[place] for place in range(len(rows))]
+
     def close(self) -> None:
         """Drop what was kept for panes; the weights go with the last who holds this object."""
         self._decoder.forget()
@@ -114,7 +138,7 @@ class Batch:
         return score_answer(self._model, self._encode(turns, 0), answer, voices=len(self.voices), kl=kl)
 
     def _request(self, ask: Ask) -> Request:
-        ids = self._encode(ask.turns, ask.voice)
+        ids = list(ask.ids) or self._encode(ask.turns, ask.voice)
         if self._context is None:
             return Request(ids, ask.sampling, ask.voice, ask.pane)
         if len(ids) >= self._context:
@@ -181,6 +205,11 @@ class SideBySide:
         ]
         return _woven(scored, questions, len(self.voices))
 
+    def weigh(self, rows: Sequence[Encoded], *, progress: Progress = _untold) -> list[list[RowLikelihood]]:
+        """Weigh with one group after the other."""
+        weighed = [(places, voices.weigh(rows, progress=progress)) for places, voices in self._groups]
+        return _in_order(weighed, len(rows))
+
     def close(self) -> None:
         """Close all groups."""
         for _, voices in self._groups:
@@ -212,6 +241,15 @@ class InTurns:
                 scored.append((group.places, voices.score(_foreign(questions, group.places, self._folders), kl=kl)))
             _give_back()
         return _woven(scored, questions, len(self.voices))
+
+    def weigh(self, rows: Sequence[Encoded], *, progress: Progress = _untold) -> list[list[RowLikelihood]]:
+        """Weigh with one group after the other."""
+        weighed = []
+        for group in self._groups:
+            with closing(group.open()) as voices:
+                weighed.append((group.places, voices.weigh(rows, progress=progress)))
+            _give_back()
+        return _in_order(weighed, len(rows))
 
     def close(self) -> None:
         """Do nothing: nothing is held between turns."""
@@ -330,6 +368,14 @@ def _woven(
         ]
         for index, question in enumerate(questions)
     ]
+
+
+def _in_order(
+    weighed: Sequence[tuple[Sequence[int], list[list[RowLikelihood]]]], rows: int
+) -> list[list[RowLikelihood]]:
+    """Put what groups found for each row into the order of the voices."""
+    by_voice = {place: [row[local] for row in found] for own, found in weighed for local, place in enumerate(own)}
+    return [[by_voice[voice][row] for voice in sorted(by_voice)] for row in range(rows)]
 
 
 def _give_back() -> None:

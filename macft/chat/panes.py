@@ -87,12 +87,14 @@ class Ask:
         voice: Its place among the voices.
         turns: The conversation so far; the last turn is a person's.
         pane: Keeps what was computed under this name, for the pane's next turn; empty keeps nothing.
+        ids: The prompt as the model's own tokens, instead of turns; empty renders the turns.
     """
 
     voice: int
     turns: tuple[Turn, ...]
     sampling: Sampling = Sampling()
     pane: str = ""
+    ids: tuple[int, ...] = ()
 
 
 class Part(NamedTuple):

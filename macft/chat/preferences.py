@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from macft.chat.panes import Turn
-from macft.run import PRIVATE_FILE
+from macft.disk import PRIVATE_FILE
 
 Verdict = Literal["1", "2", "tie", "both bad"]
 VERDICTS: tuple[Verdict, ...] = ("1", "2", "tie", "both bad")

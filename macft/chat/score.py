@@ -1,20 +1,24 @@
-"""How likely an answer is to each voice of a batch: does the tuned model like its own answer more than Base does?
+"""How likely an answer, or a row of a data set, is to each voice of a batch.
 
-The rule: a row a voice, all with the same tokens, read in chunks; log-probabilities are float32 and only those of the
-answer's own tokens count.
+The rule: a row a voice, all with the same tokens; log-probabilities are float32, and only those of an answer's own
+tokens, or of a row's supervised ones, count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from macft.data.chat_template import Encoded
 from macft.losses.logprobs import token_logprobs
 
 CHUNK_TOKENS = 128
 """Positions whose logits exist at once, of every voice."""
+ROW_TOKENS = 1024
+"""Positions of rows whose logits exist at once, of all voices together; a longer row is alone."""
 
 
 class Said(NamedTuple):
@@ -42,6 +46,56 @@ class Likelihood(NamedTuple):
     def mean(self) -> float:
         """Mean log-probability a token, nats; 0 for an empty answer."""
         return self.logprob / self.tokens if self.tokens else 0.0
+
+
+class RowLikelihood(NamedTuple):
+    """How likely a row's supervised tokens are to a voice.
+
+    Attributes:
+        logprob: Of all of them, nats.
+        tokens: How many there are.
+        right: At how many of them the voice's likeliest token is the row's.
+    """
+
+    logprob: float
+    tokens: int
+    right: int
+
+
+def score_rows(
+    model: nn.Module, rows: Sequence[Encoded], *, voices: int, choose: Callable[[Sequence[int]], None]
+) -> Iterator[tuple[int, list[RowLikelihood]]]:
+    """Score rows under all voices of a model, several rows at once; yields each row's place and its scores, by voice.
+
+    Args:
+        model: With several voices.
+        rows: Token ids [T] and loss mask [T] of each.
+        voices: How many.
+        choose: Told which voice each row of the next pass is.
+    """
+    places = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    while places:
+        longest = len(rows[places[-1]].ids)
+        group = [places.pop() for _ in range(min(len(places), max(1, ROW_TOKENS // (longest * voices))))]
+        ids = np.zeros((len(group), longest), np.int32)
+        for number, place in enumerate(group):
+            ids[number, : len(rows[place].ids)] = rows[place].ids
+        choose([voice for _ in group for voice in range(voices)])
+        logits = model(mx.repeat(mx.array(ids), voices, axis=0))  # padding is on the right, where nothing looks
+        for number, place in enumerate(group):
+            targets = np.flatnonzero(rows[place].mask[1:])
+            own = logits[number * voices : (number + 1) * voices][:, mx.array(targets)]
+            yield place, _score_targets(own, mx.array(rows[place].ids[targets + 1]))
+
+
+def _score_targets(logits: mx.array, targets: mx.array) -> list[RowLikelihood]:
+    """Score targets [R] by logits [V, R, vocabulary]."""
+    if not targets.size:
+        return [RowLikelihood(0.0, 0, 0)] * logits.shape[0]
+    logprobs = mx.stack([token_logprobs(voice, targets).sum() for voice in logits])
+    right = (logits.argmax(axis=-1) == targets).sum(axis=-1)
+    sums, counts = cast(list[float], logprobs.tolist()), cast(list[int], right.tolist())
+    return [RowLikelihood(total, targets.size, count) for total, count in zip(sums, counts, strict=True)]
 
 
 def score_answer(

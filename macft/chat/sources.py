@@ -16,11 +16,14 @@ from mlx.utils import tree_flatten
 
 from macft.chat.panes import MOST_VOICES
 from macft.errors import ModelError, Problem, RecipeError, RunError
-from macft.models.adapters import adapter_parameters, attach, check_tensors, load_adapter, load_tensors
+from macft.models.adapters import load_adapter
 from macft.models.adapters import read_adapter_config as read_config
 from macft.models.catalog import resolve
 from macft.models.describe import fingerprint, template_hash
-from macft.recipe import load_recipe
+from macft.models.stacked import fold, is_stacked
+from macft.models.start import start_adapter
+from macft.models.tensors import check_tensors, load_tensors
+from macft.recipe import Recipe, load_recipe
 from macft.run import Run, find_adapter, find_run
 
 _CHECKPOINT = re.compile(r"(.+)@(best|latest|\d+)")
@@ -57,25 +60,39 @@ class VoiceSource:
         """What identifies the weights that are loaded; sources with the same ones can share them."""
         return self.folder, self.quantize, self.group_size if self.quantize else None
 
+    def read_recipe(self) -> Recipe | None:
+        """Return the recipe that made this; None when no run did."""
+        folder = self.run.path if self.run else (self.adapter or self.folder).parent
+        path = folder / "recipe.toml"
+        return load_recipe(path) if path.is_file() else None
+
     def put_on(self, model: nn.Module) -> None:
         """Put the adapter, if there is one, on a model of its base's weights.
 
         Raises:
             ModelError: It is damaged, or another base's.
+            RunError: What a checkpoint's training started from is gone.
         """
         if self.adapter is None:
             return
         if self.run is None:
             load_adapter(model, self.adapter, base_fingerprint=fingerprint(self.folder))
-            return
-        recipe, path = load_recipe(self.run.path / "recipe.toml"), self.adapter / "weights.safetensors"
-        weights = load_tensors(path)
+        else:
+            self._put_checkpoint_on(model, self.run, self.adapter / "weights.safetensors")
+
+    def _put_checkpoint_on(self, model: nn.Module, run: Run, path: Path) -> None:
+        recipe, weights, config = load_recipe(run.path / "recipe.toml"), load_tensors(path), {}
         if recipe.adapter == "full":
             check_tensors(weights, dict(tree_flatten(model.parameters())), where=path, complete=False)
         else:
-            attach(model, recipe.lora, kind=recipe.adapter, seed=0)
-            check_tensors(weights, adapter_parameters(model), where=path)
+            try:
+                config = start_adapter(model, recipe, self.folder, run.path.parent)
+            except RunError as error:
+                raise RunError(f"start_from of {run.name}: {error.message}", fix=error.fix) from None
+            check_tensors(weights, dict(tree_flatten(model.trainable_parameters())), where=path)
         model.load_weights(list(weights.items()), strict=False)
+        if is_stacked(model):
+            fold(model, config)
 
     @property
     def is_stackable(self) -> bool:

@@ -42,7 +42,7 @@ def read_recipe(name: str, *, model: str | None, data: Sequence[str], settings: 
             fix="Save the rows to a file and name that.",
         )
     if data:
-        overrides.append(f"data.train=[{', '.join(_toml(path) for path in _absolute(data))}]")
+        overrides.append(f"data.train=[{', '.join(_toml(path) for path in absolute(data))}]")
         overrides += ["data.valid=[]", "data.test=[]"]  # the recipe's own would score another task
     overrides += settings
     if name != STDIN:
@@ -57,7 +57,7 @@ def read_recipe(name: str, *, model: str | None, data: Sequence[str], settings: 
 def read_data_table(files: Sequence[str], *, train_on: str = "assistant", strings: str = "text") -> DataTable:
     """Return files as a data table that holds nothing out."""
     how = {"train_on": train_on, "strings": strings, "valid_fraction": 0.0}
-    return DataTable.model_validate({"train": _absolute(files), **how})
+    return DataTable.model_validate({"train": absolute(files), **how})
 
 
 def choose_model(model: str | None) -> str:
@@ -74,7 +74,8 @@ def choose_model(model: str | None) -> str:
     return known[0] if known else FIRST_MODEL
 
 
-def _absolute(paths: Sequence[str]) -> list[str]:
+def absolute(paths: Sequence[str]) -> list[str]:
+    """Return paths that mean the same from any folder; stdin becomes a dash."""
     return ["-" if path == STDIN else str(Path(path).expanduser().resolve()) for path in paths]
 
 

@@ -24,10 +24,11 @@ from macft.cli.render import narrate
 from macft.cli.tables import SCHEMA, print_json, print_lines
 from macft.cli.talk import ask_person
 from macft.data.prompts import read_prompts
+from macft.disk import write_atomic
 from macft.errors import MacftError, Problem, RecipeError
 from macft.format import clean, columns, one_line
 from macft.machine import runs_folder
-from macft.run import find_run, write_atomic
+from macft.run import find_run
 
 if TYPE_CHECKING:
     from macft.chat.compare import Voices

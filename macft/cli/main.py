@@ -17,11 +17,12 @@ from cyclopts import App, Group, Parameter
 
 from macft import __version__, api
 from macft.chat.panes import Sampling
-from macft.cli import leave, planned, prepare, tables, talk
+from macft.cli import leave, planned, prepare, rows, tables, talk
 from macft.cli.arguments import STDIN, AsJson, Files, Positive, read_recipe
 from macft.cli.bench import bench
 from macft.cli.compare import Sampled, compare
 from macft.cli.diagnostics import guard
+from macft.cli.evaluate import evaluate
 from macft.cli.render import narrate, open_view, tell
 from macft.cli.serve import serve
 from macft.cli.watch import train_and_watch, watch
@@ -62,12 +63,13 @@ runs = App(name="runs", group=RUNS, help="List runs, or remove one.", help_epilo
 for flag in ("--help", "--version"):
     app[flag].group = (MORE,)
 app.command(runs)
-for room in (prepare.data, prepare.recipes):
+for room in (rows.data, prepare.recipes):
     room.group = (PREPARE,)
     app.command(room)
 app.command(planned.plan, group=PREPARE)
 app.command(prepare.pull, group=PREPARE)
 app.command(prepare.list_models, name="models", group=PREPARE)
+app.command(evaluate, name="eval", group=USE)
 for command in (compare, serve, leave.fuse, leave.merge, leave.export):
     app.command(command, group=USE)
 app.command(bench, group=MORE)
@@ -135,6 +137,7 @@ def resume(
     name: str,
     /,
     *,
+    accept_new_data: bool = False,
     json: AsJson = False,
     plain: bool = False,
     quiet: bool = False,
@@ -144,6 +147,7 @@ def resume(
 
     Args:
         name: A run's name, a part of it, a path, or latest.
+        accept_new_data: Go on although the rows have changed since it was started.
         json: Print the run's events as they are written.
         plain: Lines instead of bars.
         quiet: Only the result and errors.
@@ -153,7 +157,7 @@ def resume(
         api.take_part(launched)
         return 0
     before = find_run(name, runs_folder())
-    start = partial(api.resume, str(before.path))
+    start = partial(api.resume, str(before.path), accept_new_data=accept_new_data)
     if detach:
         return _detached(start(), json=json)
     view = open_view(json=json, plain=plain, quiet=quiet)
@@ -234,6 +238,25 @@ def remove_run(name: str, /, *, yes: bool = False) -> None:
     narrate(f"{api.remove_run(str(found.path)).name} is deleted")
 
 
+@app.command(group=RUNS)
+def report(name: str, other: str | None = None, /, *, out: Path | None = None, json: AsJson = False) -> None:
+    """Write a page of a run: curves, scores, samples, plan, and how to do it again; two runs over each other.
+
+    One HTML file that stands alone and fetches nothing. It shows the run's samples and paths, and is as private.
+
+    Args:
+        name: A run's name, a part of it, a path, or latest.
+        other: A second run, to be laid over the first.
+        out: The file; report.html in the first run's folder when left out.
+        json: Print JSON.
+    """
+    page = api.report([name, other] if other else [name], out.expanduser() if out else None)
+    if json:
+        tables.print_json({"report": str(page)})
+    else:
+        print(page)
+
+
 @app.command(group=USE)
 def chat(
     name: str,
@@ -290,13 +313,15 @@ def doctor(*, bundle: Path | None = None, json: AsJson = False) -> int:
 
 
 @app.command(name="_run", show=False)
-def run_training(path: Path, /) -> int:
+def run_training(path: Path, /, *, accept_new_data: bool = False, lock: int | None = None) -> int:
     """Train a run in this process.
 
     Args:
         path: The run's folder.
+        accept_new_data: Go on although the rows have changed.
+        lock: The descriptor of the run's lock, when another process has taken it.
     """
-    return api.start(path)
+    return api.start(path, accept_new_data=accept_new_data, lock=lock)
 
 
 @app.command(name="_worker", show=False)
@@ -305,6 +330,14 @@ def work() -> int:
     from macft.cli.worker import run_worker  # its protocol takes a moment to set up
 
     return run_worker()
+
+
+@app.command(name="_rows", show=False)
+def read_for_program() -> int:
+    """Answer a program's questions about rows on stdin, a JSON line each."""
+    from macft.cli.row_worker import run_rows
+
+    return run_rows()
 
 
 def _finished(finished: Run, state: RunState, *, json: bool) -> int:

@@ -5,13 +5,10 @@ The rule: as in `main`, a command is one call of `macft.api` or a light room, an
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
-from cyclopts.validators import Number
+from cyclopts import App
 
 from macft import api, gallery
 from macft.cli import tables
@@ -23,48 +20,8 @@ from macft.machine import MIB
 from macft.recipe import METHODS, describe_fields
 from macft.state import RunState
 
-data = App(name="data", help="Check rows, or show one as the model sees it.", help_epilogue="")
+data = App(name="data", help="Check, clean, split and mix rows, or show one as the model sees it.", help_epilogue="")
 recipes = App(name="recipes", help="List, show and copy recipes, or list their keys.", help_epilogue="")
-
-
-@data.command(name="check")
-def check_data(
-    files: Annotated[list[str], Parameter(required=True)],
-    /,
-    *,
-    model: str | None = None,
-    method: Method | None = None,
-    max_seq_length: Annotated[int, Parameter(validator=Number(gte=8))] = 2048,
-    train_on: TrainOn = "assistant",
-    strings: Strings = "text",
-    json: AsJson = False,
-    plain: bool = False,
-) -> None:
-    """Read and tokenize every row, name the bad ones and count the rest.
-
-    Args:
-        files: Files or folders of rows; - reads JSONL from stdin.
-        model: Whose tokenizer and template; the only model here when left out.
-        method: What the rows are for; told by the first row when left out.
-        max_seq_length: Longest row in tokens; 2048 when left out.
-        train_on: Which tokens are trained on; assistant when left out.
-        strings: Preferences written as strings are text as it stands, or a chat; text when left out.
-        json: Print JSON.
-        plain: Lines instead of bars.
-    """
-    wanted, chosen = read_data_table(files, train_on=train_on, strings=strings), choose_model(model)
-    with show_progress(plain=plain) as tell_progress:
-        report = api.check_data(
-            wanted,
-            model=chosen,
-            method=method,
-            max_seq_length=max_seq_length,
-            progress=partial(tell_progress, "tokenize"),
-        )
-    if json:
-        tables.print_json(report.to_dict())
-    else:
-        tables.print_lines(tables.report_lines(report))
 
 
 @data.command(name="show")

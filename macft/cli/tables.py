@@ -228,7 +228,7 @@ def print_result(run: Run, state: RunState) -> None:
     if state.scores:
         print()
         print_lines(score_lines(state.scores))
-        _print_examples(state.scores.examples, _stdout())
+        print_examples(state.scores.examples)
     sys.stdout.flush()
 
 
@@ -259,10 +259,12 @@ def _share(value: float | None) -> str:
     return MISSING if value is None else f"{value:.1%}"
 
 
-def _print_examples(examples: Sequence[Mapping[str, str]], console: "Console") -> None:
+def print_examples(examples: Sequence[Mapping[str, str]]) -> None:
     """Print a few answers side by side."""
     from rich.table import Table
     from rich.text import Text
+
+    console = _stdout()
 
     def cell(example: Mapping[str, str], key: str) -> Text:
         return Text(clean(example.get(key, "")))

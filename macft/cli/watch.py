@@ -22,9 +22,9 @@ SAVING = "finishing this step and saving… (Ctrl-C again stops now)"
 
 
 class Signals:
-    """Passes INT and TERM on to a run: the first asks it to save and end, the second ends both at once.
+    """Passes INT and TERM on to a run: the first asks it to save and end, the second ends both at once, as QUIT does.
 
-    A signal that comes before the run can take it is kept until its first event.
+    A signal that comes before the run can take it is kept until its first event. HUP ends the watching alone.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (api.INTERRUPT, api.TERMINATE):
+        for number in (api.INTERRUPT, api.TERMINATE, api.QUIT, api.HANG_UP):
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -52,7 +52,9 @@ class Signals:
             yield event
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        again, self._number = self._number != 0, number
+        if number == api.HANG_UP:
+            raise SystemExit(128 + number)
+        again, self._number = self._number != 0 or number == api.QUIT, number
         if self.run is None:
             return
         if self._is_ready or again:

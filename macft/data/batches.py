@@ -17,8 +17,6 @@ Array = Any
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside shuffled windows of this many batches: little padding, and still a random order."""
-TARGET_BUCKET = 16
-"""Numbers of targets are rounded up to a multiple of this."""
 
 
 class Counted(Protocol):
@@ -79,7 +77,7 @@ class Batch(NamedTuple):
     """One micro-batch: S attention rows over a flat stream of T tokens.
 
     Everything but attention works on the stream, so padding costs nothing there, and a prompt that several rows begin
-    with is computed once; attention sees rows of L tokens. R supervised positions, filled up with weight 0.
+    with is computed once; attention sees rows of L tokens. R supervised positions; where there are none, one filler.
 
     Attributes:
         tokens: Token ids [T]; those that several rows share come first.
@@ -311,13 +309,13 @@ def _batch(
     before: Ints,
     segment: Ints,
 ) -> Batch:
-    """Make a batch from places in the stream, with fillers up to the next bucket.
+    """Make a batch from places in the stream, with a filler where nothing is supervised.
 
     Args:
         targets: Places of the supervised tokens.
         before: Places that each of them is predicted from.
     """
-    fill = -(-max(1, len(targets)) // TARGET_BUCKET) * TARGET_BUCKET - len(targets)
+    fill = int(len(targets) == 0)
     return Batch(
         tokens=tokens.astype(np.int32),
         gather=gather.astype(np.int32),

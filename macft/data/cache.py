@@ -21,7 +21,7 @@ from macft.data.questions import Question
 from macft.data.report import DataReport
 from macft.data.response_rows import ResponseRows
 from macft.data.sources import list_files
-from macft.data.spool import Places
+from macft.data.spool import Origins
 from macft.data.token_rows import TokenRows
 from macft.recipe import DataTable
 
@@ -91,7 +91,7 @@ def _read_rows(entry: Path, name: str, told: dict[str, Any]) -> AnyRows:
         for part in _ARRAYS["responses" if responses else "tokens"]
         if part != "labels" or responses == 1
     }
-    where = Places(told["places"], np.load(entry / f"{name}-where.npy").tobytes())
+    where = Origins(told["origins"], np.load(entry / f"{name}-where.npy").tobytes())
     rows: AnyRows
     if responses:
         rows = ResponseRows(**{"labels": None, **arrays}, responses=responses, where=where)
@@ -105,11 +105,11 @@ def _read_rows(entry: Path, name: str, told: dict[str, Any]) -> AnyRows:
 
 def _tell_rows(rows: AnyRows) -> dict[str, Any]:
     responses = rows.responses if isinstance(rows, ResponseRows) else 0
-    return {"fingerprint": rows.fingerprint, "responses": responses, "places": _places(rows).names}
+    return {"fingerprint": rows.fingerprint, "responses": responses, "origins": _origins(rows).names}
 
 
-def _places(rows: AnyRows) -> Places:
-    return rows.where if isinstance(rows.where, Places) else Places.of(rows.where)
+def _origins(rows: AnyRows) -> Origins:
+    return rows.where if isinstance(rows.where, Origins) else Origins.of(rows.where)
 
 
 def _write(entry: Path, prepared: Prepared) -> None:
@@ -120,7 +120,7 @@ def _write(entry: Path, prepared: Prepared) -> None:
         for part in _ARRAYS["responses" if isinstance(rows, ResponseRows) else "tokens"]:
             if (array := getattr(rows, part)) is not None:
                 np.save(aside / f"{name}-{part}.npy", array)
-        np.save(aside / f"{name}-where.npy", np.frombuffer(_places(rows).numbers, np.int64))
+        np.save(aside / f"{name}-where.npy", np.frombuffer(_origins(rows).numbers, np.int64))
     told = {
         "train": _tell_rows(prepared.train),
         "valid": _tell_rows(prepared.valid),

@@ -34,6 +34,7 @@ from macft.data.examples import (
 from macft.data.turns import (
     Chat,
     ControlTokens,
+    Prompts,
     Rendered,
     Tokenizer,
     Turn,
@@ -208,7 +209,7 @@ class _Codec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.control = ControlTokens(tokenizer)
+        self.control, self.prompts = ControlTokens(tokenizer), Prompts(tokenizer)
         ids = tokenizer.encode("", add_special_tokens=True)
         self.start_ids = [id for id in ids if id == tokenizer.bos_token_id][:1]
         self._cache: dict[tuple[str, bool], list[int]] = {}
@@ -223,7 +224,7 @@ class _Codec:
     ) -> tuple[Encoded, set[str]]:
         turns, notes = [], set[str]()
         for index in chosen:
-            turn, more = find_turn(chat, rendered, index, self.tokenizer, self.control)
+            turn, more = find_turn(chat, rendered, index, self.prompts, self.control)
             turns.append(turn)
             notes |= more | ({STOP_ADDED} if turn.is_open else set())
         pieces = self.cut(rendered, turns, self.find_starts(chat, rendered, besides=chosen))
@@ -235,7 +236,7 @@ class _Codec:
         for index, message in enumerate(chat.messages):
             if message.role == "assistant" and index not in besides:
                 with contextlib.suppress(RowProblem):  # what cannot be found cannot be trained on either
-                    starts.add(find_turn(chat, rendered, index, self.tokenizer, self.control)[0].start)
+                    starts.add(find_turn(chat, rendered, index, self.prompts, self.control)[0].start)
         return starts
 
     def encode_bare(self, prompt: str, text: str, train_on: str) -> tuple[Encoded, set[str]]:

@@ -1,4 +1,4 @@
-"""One row as the model sees it."""
+"""One row as the model sees it, whole or a window of its tokens."""
 
 from itertools import islice
 from typing import NamedTuple
@@ -6,14 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from macft.data.chat_template import Encoded, encode, encode_responses
+from macft.data.chat_template import Encoded, decode, encode, encode_responses
 from macft.data.examples import ResponseExample, RowProblem, TextExample, parse_example
 from macft.data.preferences import PREFERENCE_METHODS, detect_method, parse_preferences
-from macft.data.report import render_row
+from macft.data.report import REPLACEMENT, render_row
 from macft.data.sources import STDIN, Row, read_rows
 from macft.data.turns import Tokenizer
 from macft.errors import DataError, Problem
 from macft.recipe import DataTable
+
+_LONGEST_CHARACTER = 8
+"""Tokens that one character may take; an emoji of four bytes takes at most four, a few more do no harm."""
 
 
 class RowPart(NamedTuple):
@@ -27,6 +30,26 @@ class RowPart(NamedTuple):
     kind: str
     text: str
     margin: float | None = None
+
+
+class Piece(NamedTuple):
+    """A row, or a part of a row of preferences, in tokens.
+
+    Attributes:
+        kind: As of `RowPart`; empty for a whole row.
+        encoded: Its ids, and which of them are trained on.
+    """
+
+    kind: str
+    encoded: Encoded
+
+
+class Token(NamedTuple):
+    """Text that one token stands for, or several that only together make whole characters."""
+
+    text: str
+    ids: list[int]
+    is_trained: bool
 
 
 class RowView(NamedTuple):
@@ -78,6 +101,53 @@ def view_row(data: DataTable, number: int, tokenizer: Tokenizer, method: str | N
     except RowProblem as problem:
         raise DataError([Problem(row.where, problem.what)]) from None
     return RowView(row.where, render_row(encoded, tokenizer), encoded)
+
+
+def encode_row(row: Row, data: DataTable, tokenizer: Tokenizer, method: str) -> list[Piece]:
+    """Render and tokenize a row, uncut; of preferences the prompt and then each response.
+
+    Raises:
+        RowProblem: It cannot be trained on.
+    """
+    thinking = data.enable_thinking
+    if method not in PREFERENCE_METHODS:
+        value = {"text": row.value.get(data.columns.get("text", "text"))} if method == "pretrain" else None
+        example = parse_example(row._replace(value=value), {}) if value else parse_example(row, data.columns)
+        train_on = "all" if isinstance(example, TextExample) else data.train_on
+        return [Piece("", encode(example, tokenizer, train_on=train_on, enable_thinking=thinking))]
+    pieces = list[Piece]()
+    for example in parse_preferences(row, data.columns, method=method, strings=data.strings):
+        prompt, responses = encode_responses(example, tokenizer, enable_thinking=thinking)[0]
+        if not pieces:
+            pieces.append(Piece("prompt", Encoded(prompt, np.zeros(len(prompt), np.bool_))))
+        pieces += [
+            Piece(kind, Encoded(ids, np.ones(len(ids), np.bool_)))
+            for kind, ids in zip(_kinds(example), responses, strict=True)
+        ]
+    return pieces
+
+
+def list_tokens(encoded: Encoded, tokenizer: Tokenizer, start: int, count: int) -> list[Token]:
+    """Return the text of `count` tokens from `start` on, as they read after the tokens before them.
+
+    Characters are never torn: tokens that hold a part of one are taken together, and counted one by one.
+    """
+    ids, mask = encoded
+    tokens, before, at = list[Token](), list[int](), start
+    if start:
+        before = [int(ids[start - 1])]
+    while at < min(len(ids), start + count):
+        end = at + 1
+        context = decode(tokenizer, before)
+        text = decode(tokenizer, [*before, *ids[at:end]])
+        while text.endswith(REPLACEMENT) and end < min(len(ids), at + _LONGEST_CHARACTER):
+            end += 1
+            text = decode(tokenizer, [*before, *ids[at:end]])
+        new = list(map(int, ids[at:end]))
+        piece = text[len(context) :] if text.startswith(context) else decode(tokenizer, new)
+        tokens.append(Token(piece, new, bool(mask[end - 1])))
+        before, at = new, end
+    return tokens
 
 
 def _view_responses(row: Row, data: DataTable, tokenizer: Tokenizer, method: str) -> RowView:

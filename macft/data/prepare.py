@@ -96,7 +96,7 @@ def prepare(
     Raises:
         DataError: Any row cannot be trained on, or none is left; all problems at once.
     """
-    data = _with_siblings(data)
+    data = with_siblings(data)
     problems = [
         Problem(f"data.columns.{name}", f"is not a column of macft's (expected one of {', '.join(COLUMNS)})")
         for name in data.columns
@@ -113,7 +113,7 @@ def prepare(
         return _Preparation(reader, pool, evaluate or EvaluateTable(), progress).run()
 
 
-def _with_siblings(data: DataTable) -> DataTable:
+def with_siblings(data: DataTable) -> DataTable:
     """Let a folder with train.jsonl stand for that file, and for its valid.jsonl and test.jsonl when none are given."""
     if len(data.train) != 1 or not (Path(data.train[0]) / "train.jsonl").is_file():
         return data
@@ -137,7 +137,7 @@ class _Preparation:
         self.dropped: dict[str, list[str]] = {}
         self.formats, self.notes = Counter[str](), Counter[str]()
         self.rows_read = self.test_rows = self.truncated = self.split = 0
-        self.total = _estimate_rows(self.data) if progress else 0
+        self.total = estimate_rows(self.data) if progress else 0
         self.trained, self.trained_places, self.asked_places = array("Q"), array("Q"), array("Q")
 
     def run(self) -> Prepared:
@@ -277,7 +277,7 @@ def _name_kind(example: Example) -> str:
     return type(example).__name__.removesuffix("Example").lower()
 
 
-def _estimate_rows(data: DataTable) -> int:
+def estimate_rows(data: DataTable) -> int:
     """Return the number of lines of the line-based files, and one for each other file."""
     total = 0
     for path in list_files([*data.train, *data.valid, *data.test]):

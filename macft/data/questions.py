@@ -46,10 +46,9 @@ def make_question(example: Example, tokenizer: Tokenizer, *, enable_thinking: bo
 
 def _ask_prompt(example: ResponseExample, tokenizer: Tokenizer, enable_thinking: bool) -> Question:
     ids = [int(id) for id in encode_responses(example, tokenizer, enable_thinking=enable_thinking)[0].prompt]
-    best = "" if example.label is False else example.responses[0]
-    if isinstance(example.prompt, str) or isinstance(best, str):
-        return Question(str(example.prompt), ids, str(best).strip())
-    return Question(example.prompt[-1].content or "", ids, best[0].content or "")
+    prompt, best = example.prompt, "" if example.label is False else example.responses[0]
+    asked = prompt if isinstance(prompt, str) else prompt[-1].content or ""
+    return Question(asked, ids, best.strip() if isinstance(best, str) else best[0].content or "")
 
 
 def _make_opening(text: str, tokenizer: Tokenizer) -> Question | None:

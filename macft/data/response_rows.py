@@ -18,7 +18,7 @@ from macft.data.examples import Example, ResponseExample, RowProblem
 from macft.data.preferences import SAME, parse_preferences
 from macft.data.rows import ANSWER_CUT_OFF, TOO_LONG, Made, Settings
 from macft.data.sources import Row
-from macft.data.spool import Places, Spool
+from macft.data.spool import Origins, Spool
 from macft.data.token_rows import hash_arrays
 
 SAME_WHEN_CUT = f"{SAME} within max_seq_length"
@@ -100,7 +100,7 @@ class _ResponseBuilder:
     def __init__(self, responses: int) -> None:
         self.responses = responses
         self.ids, self.offsets, self.labels, self.margins = Spool(), array("q", [0]), bytearray(), array("f")
-        self.where = Places()
+        self.where = Origins()
 
     def __len__(self) -> int:
         return len(self.where)

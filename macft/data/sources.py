@@ -19,6 +19,7 @@ _LONGEST_CELL = 2**27
 _BOM = b"\xef\xbb\xbf"
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog).*\.(md|txt)", re.IGNORECASE)
 """Files about the data in a folder of data; they are read when they are named themselves."""
+_LINE_BASED = {".jsonl", ".ndjson", ".csv", ".tsv"}
 _EXAMPLE_KEYS = {"messages", "conversations", "prompt", "instruction", "text"}
 
 
@@ -88,6 +89,18 @@ def list_files(paths: Sequence[str]) -> list[Path]:
     return [path for name in paths if name != STDIN for path in _files(Path(name), [])]
 
 
+def count_lines(paths: Sequence[str]) -> int:
+    """Return the number of lines of the line-based files, and one for each other file: about as many as rows."""
+    total = 0
+    for path in list_files(paths):
+        if path.suffix.lower() not in _LINE_BASED:
+            total += 1
+            continue
+        with path.open("rb") as file:
+            total += sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+    return total
+
+
 def _files(path: Path, problems: list[Problem]) -> list[Path]:
     if not path.exists():
         problems.append(Problem(str(path), "no such file or folder"))
@@ -128,15 +141,19 @@ def _read_jsonl(path: Path, problems: list[Problem]) -> Iterator[Row]:
 
 def _json_lines(file: BinaryIO, shown: str, name: str, problems: list[Problem]) -> Iterator[Row]:
     for number, line in _lines(file, shown, problems):
-        if not line.strip():
-            continue
-        where = f"{shown}:{number}"
-        try:
-            value = _DECODER.decode(line.strip())
-        except (ValueError, RecursionError) as error:
-            problems.append(Problem(where, _explain(error)))
-            continue
-        yield from _row(value, where, name, number, problems)
+        if line.strip():
+            yield from parse_line(line, f"{shown}:{number}", name, number, problems)
+
+
+def parse_line(text: str, where: str, name: str, number: int, problems: list[Problem]) -> Iterator[Row]:
+    """Yield the row that a line of JSONL holds; nothing when that is a problem."""
+    try:
+        value = _DECODER.decode(text.strip())
+    except (ValueError, RecursionError) as error:
+        problems.append(Problem(where, _explain(error)))
+        return
+    # Decoded bytes hold no half of a pair; only an escape can.
+    yield from _row(value, where, name, number, problems, may_be_torn="\\u" in text)
 
 
 def _lines(file: Iterable[bytes], shown: str, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -158,10 +175,12 @@ def _lines(file: Iterable[bytes], shown: str, problems: list[Problem]) -> Iterat
             )
 
 
-def _row(value: object, where: str, name: str, line: int, problems: list[Problem]) -> Iterator[Row]:
+def _row(
+    value: object, where: str, name: str, line: int, problems: list[Problem], *, may_be_torn: bool = True
+) -> Iterator[Row]:
     if not isinstance(value, dict):
         problems.append(Problem(where, f"is {kind_of(value)} (expected an object)"))
-    elif _has_lone_surrogate(value):
+    elif may_be_torn and _has_lone_surrogate(value):
         problems.append(
             Problem(where, "holds half of a surrogate pair, like \\ud83d alone (expected whole characters)")
         )
@@ -315,7 +334,7 @@ def _read_csv(path: Path, problems: list[Problem]) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CELL)
     with path.open("rb") as file:
         header: list[str] = []
-        for line, cells in _csv_records(file, path, problems):
+        for line, cells in csv_records(file, path, problems):
             where = f"{path.name}:{line}"
             if not header:
                 header = [cell.strip() for cell in cells]
@@ -328,7 +347,7 @@ def _read_csv(path: Path, problems: list[Problem]) -> Iterator[Row]:
                 yield Row(dict(zip(header, cells, strict=True)), where, str(path), line)
 
 
-def _csv_records(file: BinaryIO, path: Path, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+def csv_records(file: BinaryIO, path: Path, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Yield each record with the line it starts on; a quoted cell may span several."""
     consumed: list[int] = []
 

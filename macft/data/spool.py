@@ -51,7 +51,7 @@ class Spool:
         self._held = bytearray()
 
 
-class Places(Sequence[str]):
+class Origins(Sequence[str]):
     """File and line of each row, `file.jsonl:37`, as numbers.
 
     Args:
@@ -64,15 +64,15 @@ class Places(Sequence[str]):
         self._known = {name: index for index, name in enumerate(self.names)}
 
     @classmethod
-    def of(cls, places: Iterable[str]) -> "Places":
-        """Return places that are given as text."""
+    def of(cls, places: Iterable[str]) -> "Origins":
+        """Return origins that are given as text."""
         made = cls()
         for where in places:
             made.append(where)
         return made
 
     def append(self, where: str) -> None:
-        """Add a place."""
+        """Add one."""
         name, _, line = where.rpartition(":")
         is_line = name != "" and line.isascii() and line.isdigit() and not line.startswith("0") and len(line) < 18
         name = name if is_line else where

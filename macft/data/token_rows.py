@@ -17,7 +17,7 @@ from macft.data.chat_template import Encoded, encode_with_notes
 from macft.data.examples import Example, RowProblem, TextExample, parse_example
 from macft.data.rows import ANSWER_CUT_OFF, TOO_LONG, Made, Settings
 from macft.data.sources import Row
-from macft.data.spool import Places, Spool
+from macft.data.spool import Origins, Spool
 
 NOTHING_TO_LEARN = "nothing to learn in it"
 
@@ -85,7 +85,7 @@ class _TokenBuilder:
     """Grows token rows on the disk."""
 
     def __init__(self) -> None:
-        self.ids, self.mask, self.offsets, self.where = Spool(), Spool(), array("q", [0]), Places()
+        self.ids, self.mask, self.offsets, self.where = Spool(), Spool(), array("q", [0]), Origins()
 
     def __len__(self) -> int:
         return len(self.where)

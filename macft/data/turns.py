@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from macft.data.examples import Message, RowProblem
 from macft.data.marks import Span, is_markable, mark, unmark
+from macft.errors import MacftError
 
 SYSTEM_MERGED = "the template refuses or drops the system text: it is merged into the first user turn"
 PROMPT_DIFFERS = "the template writes past turns otherwise than it prompts for new ones: trained on as it writes them"
@@ -171,6 +172,8 @@ def _write(chat: Chat, tokenizer: Tokenizer, prompt: bool, *, marked: bool = Fal
             add_generation_prompt=prompt,
             enable_thinking=chat.enable_thinking,
         )
+    except MacftError:  # it was ended, and would be with every row
+        raise
     except Exception as error:  # a template is a program of somebody else's: it may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RowProblem(f"the chat template refuses the row: {reason[0]}") from None
@@ -202,8 +205,27 @@ def _marked(message: Message, owner: int) -> Object:
     return _as_object(replace(message, tool_calls=calls, **words))
 
 
+class Prompts:
+    """What a template writes to ask for a turn; a prompt that comes again, as for a pair's two answers, is kept."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._last: dict[tuple[int, bool], tuple[Chat, Rendered | None]] = {}
+
+    def render(self, chat: Chat) -> Rendered | None:
+        """Render a chat up to where the model is asked; None when the template cannot stop here."""
+        place = len(chat.messages), chat.enable_thinking
+        known, rendered = self._last.get(place, (None, None))
+        if known != chat:
+            rendered = None
+            with contextlib.suppress(RowProblem):
+                rendered = _render_marked(chat, self._tokenizer, True)
+            self._last[place] = chat, rendered
+        return rendered
+
+
 def find_turn(
-    chat: Chat, rendered: Rendered, index: int, tokenizer: Tokenizer, control: ControlTokens
+    chat: Chat, rendered: Rendered, index: int, prompts: Prompts, control: ControlTokens
 ) -> tuple[Turn, set[str]]:
     """Find the turn of the assistant's message `index`, and notes on it.
 
@@ -213,7 +235,7 @@ def find_turn(
     words = [span for span in rendered.spans if span.owner == index]
     if not words:
         raise RowProblem(f"messages[{index}] has no text to learn from")
-    start, notes = _find_start(chat, rendered, index, tokenizer)
+    start, notes = _find_start(chat, rendered, index, prompts)
     if any(start < span.end and span.start < words[-1].end for span in rendered.spans if span.owner != index):
         raise RowProblem(f"the chat template mixes messages[{index}] with another message")
     limit = min((span.start for span in rendered.spans if span.start >= words[-1].end), default=len(rendered.text))
@@ -228,7 +250,7 @@ def find_turn(
     return turn, notes
 
 
-def _find_start(chat: Chat, rendered: Rendered, index: int, tokenizer: Tokenizer) -> tuple[int, set[str]]:
+def _find_start(chat: Chat, rendered: Rendered, index: int, prompts: Prompts) -> tuple[int, set[str]]:
     """Return where the assistant's message `index` starts: where the prompt for it ends.
 
     Templates may write an earlier turn otherwise than the prompt for it: without its thinking, or with the system text
@@ -239,9 +261,8 @@ def _find_start(chat: Chat, rendered: Rendered, index: int, tokenizer: Tokenizer
     low = max((span.end for span in rendered.spans if span.end <= first), default=0)
     endings: list[str] = []
     for thinking in (chat.enable_thinking, not chat.enable_thinking):
-        try:
-            prompt = _render_marked(Chat(chat.messages[:index], chat.tools, thinking), tokenizer, True)
-        except RowProblem:  # not every template can stop here; the words say enough
+        prompt = prompts.render(Chat(chat.messages[:index], chat.tools, thinking))
+        if prompt is None:  # the words say enough
             continue
         if rendered.text.startswith(prompt.text) and len(prompt.text) <= first:
             return len(prompt.text), {PROMPT_DIFFERS} if endings else set()

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macft.disk import write_atomic
 from macft.errors import MacftError, ModelError, Problem, RecipeError, RunError
 from macft.models.catalog import resolve
 from macft.models.describe import describe
 from macft.recipe import load_recipe
-from macft.run import JOB, Run, find_adapter, find_run, write_atomic
+from macft.run import JOB, Run, find_adapter, find_run
 
 TARGETS = ("mlx", "peft", "gguf-adapter", "gguf", "ollama", "lmstudio")
 WITHOUT_BASE = ("peft", "gguf-adapter")
@@ -25,8 +26,8 @@ class Job:
     """A job, with absolute paths.
 
     Attributes:
-        kind: `fuse` or `export`.
-        to: What for, of `TARGETS`.
+        kind: `fuse`, `export` or `merge`.
+        to: What for, of `TARGETS`, or `adapter`.
         name: What the result calls itself.
         source: An adapter's folder, or a whole model's.
         base: The folder of the model that was tuned; empty when a whole model does not say.
@@ -41,6 +42,8 @@ class Job:
         system: For Ollama, instead of the template's own.
         ollama_base: Ollama's name of the base, to write the adapter alone.
         lmstudio: Its folder of models.
+        parts: Adapters to merge, each with its strength.
+        way: Of merging, `concat` or `linear`.
         force: Write whatever is lost, or without comparing.
     """
 
@@ -60,6 +63,8 @@ class Job:
     system: str = ""
     ollama_base: str = ""
     lmstudio: str = ""
+    parts: list[tuple[str, float]] = field(default_factory=list)
+    way: str = "concat"
     force: bool = False
 
     @property

@@ -1,7 +1,6 @@
 """Log-probabilities of given tokens: what every loss is made of.
 
-The rule: float32 from the logits on, whatever the model computes in (bfloat16 cross-entropy moves gradients by 0.6%),
-and nothing of size positions × vocabulary outlives its chunk.
+The rule: float32 at least from the logits on, and nothing of size positions × vocabulary outlives its chunk.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import mlx.core as mx
 
 from macft.losses.backward import custom_function
 from macft.losses.exponential import exp
+from macft.losses.precision import at_least_float32
 
 CHUNK_ROWS = 256
 """Positions whose logits exist at once."""
@@ -47,9 +47,9 @@ def token_logprobs(logits: mx.array, targets: mx.array) -> mx.array:
         targets: Token ids [R].
 
     Returns:
-        Natural-log probabilities [R], float32, nats.
+        Natural-log probabilities [R], at least float32, nats.
     """
-    return _normalized(logits.astype(mx.float32), targets)[0]
+    return _normalized(at_least_float32(logits), targets)[0]
 
 
 def head_logprobs(hidden: mx.array, targets: mx.array, head: Projection, *, with_gradient: bool) -> mx.array:

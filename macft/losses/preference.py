@@ -1,8 +1,8 @@
 """Preference losses: DPO and its family, from log-probabilities of whole responses.
 
 The rule: one loss a pair (a response in KTO), never a mean, so that micro-batches of any size add up to the same
-update. Formulas and rewards are TRL's (1.10), named by what the papers call them. Everything is float32, and nothing
-here overflows: a sigmoid's logarithm is never taken of the sigmoid.
+update. Formulas and rewards are TRL's (1.10), named by what the papers call them. Nothing is less than float32, and
+nothing here overflows: a sigmoid's logarithm is never taken of the sigmoid.
 
 An SFT term on the chosen responses (DPO's `sft_weight`, the nll of ORPO, CPO's `alpha`) is a mean over tokens and so
 not a loss a pair: it is `supervised.cross_entropy`, divided by the tokens of the whole update.
@@ -12,6 +12,8 @@ import math
 from typing import NamedTuple
 
 import mlx.core as mx
+
+from macft.losses.precision import at_least_float32
 
 CERTAIN = -1e-7
 """A mean log-probability, nats, that float32 can tell from 0: a response surer than this has no finite odds."""
@@ -211,7 +213,7 @@ def simpo(policy: Pair, lengths: Pair, *, beta: float, gamma: float) -> Preferen
 
     Source: Meng et al. 2024, arXiv:2405.14734, eq. 6.
     """
-    mean = _per_token(_float32(policy), lengths)
+    mean = _per_token(_precise(policy), lengths)
     return _rewarded(-log_sigmoid(beta * (mean.chosen - mean.rejected) - gamma), mean, beta)
 
 
@@ -222,7 +224,7 @@ def log_odds_ratio(policy: Pair, lengths: Pair) -> mx.array:
 
     Source: Hong et al. 2024, arXiv:2403.07691, eq. 4 and 7.
     """
-    mean = _per_token(_float32(policy), lengths)
+    mean = _per_token(_precise(policy), lengths)
     return (mean.chosen - mean.rejected) - (log1mexp(mean.chosen) - log1mexp(mean.rejected))
 
 
@@ -240,7 +242,7 @@ def orpo(policy: Pair, lengths: Pair, *, beta: float) -> PreferenceLoss:
     Source: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
     """
     loss = -beta * log_sigmoid(log_odds_ratio(policy, lengths))
-    return _rewarded(loss, _per_token(_float32(policy), lengths), beta)
+    return _rewarded(loss, _per_token(_precise(policy), lengths), beta)
 
 
 def cpo(policy: Pair, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
@@ -256,7 +258,7 @@ def cpo(policy: Pair, *, beta: float, label_smoothing: float = 0.0) -> Preferenc
 
     Source: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     """
-    policy = _float32(policy)
+    policy = _precise(policy)
     return _rewarded(_logistic(beta * (policy.chosen - policy.rejected), label_smoothing), policy, beta)
 
 
@@ -272,7 +274,7 @@ def mismatched_kl(policy: mx.array, reference: mx.array) -> mx.array:
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1.
     """
-    ratio = policy.astype(mx.float32) - reference.astype(mx.float32)
+    ratio = at_least_float32(policy) - at_least_float32(reference)
     return mx.stop_gradient(mx.maximum(ratio.mean(), 0.0))
 
 
@@ -302,7 +304,7 @@ def kto(
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8.
     """
-    ratio = policy.astype(mx.float32) - mx.stop_gradient(reference.astype(mx.float32))
+    ratio = at_least_float32(policy) - mx.stop_gradient(at_least_float32(reference))
     short_of = mx.stop_gradient(kl) - ratio
     loss = mx.where(
         is_desirable,
@@ -312,13 +314,13 @@ def kto(
     return UnpairedLoss(loss, mx.stop_gradient(beta * ratio))
 
 
-def _float32(pair: Pair) -> Pair:
-    return Pair(pair.chosen.astype(mx.float32), pair.rejected.astype(mx.float32))
+def _precise(pair: Pair) -> Pair:
+    return Pair(*map(at_least_float32, pair))
 
 
 def _log_ratio(policy: Pair, reference: Pair) -> Pair:
     """Return log π − log π_ref of both responses, two arrays [P], nats."""
-    policy, reference = _float32(policy), _float32(reference)
+    policy, reference = _precise(policy), _precise(reference)
     return Pair(
         policy.chosen - mx.stop_gradient(reference.chosen), policy.rejected - mx.stop_gradient(reference.rejected)
     )

@@ -1,10 +1,12 @@
 """Log-probabilities of whole responses, from those of their tokens.
 
-The rule: summed in float32 in one fixed order, whatever the model computes in: near −1000 nats bfloat16 has steps of 4
-to 8, and a scatter that adds in any order would move the reference between two runs.
+The rule: summed in float32 at least, in one fixed order, whatever the model computes in: near −1000 nats bfloat16 has
+steps of 4 to 8, and a scatter that adds in any order would move the reference between two runs.
 """
 
 import mlx.core as mx
+
+from macft.losses.precision import at_least_float32
 
 
 def response_logprobs(logprobs: mx.array, weight: mx.array, segment: mx.array, count: int) -> mx.array:
@@ -19,8 +21,8 @@ def response_logprobs(logprobs: mx.array, weight: mx.array, segment: mx.array, c
         count: Responses, N.
 
     Returns:
-        The sums [N], float32, nats. Tokens of −1, −2 and −4 in responses 0, 1, 0 give [−5, −2].
+        The sums [N], at least float32, nats. Tokens of −1, −2 and −4 in responses 0, 1, 0 give [−5, −2].
     """
-    weighted = mx.where(weight > 0, logprobs.astype(mx.float32) * weight, 0.0)
+    weighted = mx.where(weight > 0, at_least_float32(logprobs) * weight, 0.0)
     belongs = segment[None] == mx.arange(count, dtype=segment.dtype)[:, None]
     return mx.where(belongs, weighted[None], 0.0).sum(axis=1)

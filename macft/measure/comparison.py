@@ -93,9 +93,20 @@ def answer_prompts(
     Args:
         progress: Told (replies done, all replies) after each one.
     """
-    count = len(voices.voices)
-    asks = [Ask(voice, turns, sampling) for turns in prompts for voice in range(count)]
-    replies = [NOTHING_YET] * len(asks)
+    asks = [Ask(voice, turns, sampling) for turns in prompts for voice in range(len(voices.voices))]
+    return answer_asks(voices, asks, progress=progress)
+
+
+def answer_asks(
+    voices: Voices, asks: Sequence[Ask], *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[list[Reply]]:
+    """Let all voices answer; yields the replies to a prompt, by voice, in the order of the asks.
+
+    Args:
+        asks: Of each prompt one a voice, in the order of the voices.
+        progress: Told (replies done, all replies) after each one.
+    """
+    count, replies = len(voices.voices), [NOTHING_YET] * len(asks)
     done = shown = 0
     for part in voices.stream(asks):
         replies[part.ask] = replies[part.ask].plus(part)
@@ -104,9 +115,9 @@ def answer_prompts(
         done += 1
         if progress:
             progress(done, len(asks))
-        while shown < len(prompts) and all(one.finish_reason for one in replies[shown * count : (shown + 1) * count]):
-            yield replies[shown * count : (shown + 1) * count]
-            shown += 1
+        while shown < len(asks) and all(one.finish_reason for one in replies[shown : shown + count]):
+            yield replies[shown : shown + count]
+            shown += count
 
 
 def score_exchanges(

@@ -10,18 +10,8 @@ from pathlib import PurePath
 
 from macft.chat.panes import Turn
 from macft.measure.comparison import Comparison, Exchange, VoiceFigures
+from macft.measure.page import table, write_page
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-section { border-top: 1px solid var(--line); padding: .5rem 0; }
-.voices { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-.small { opacity: .7; font-size: .85em; }
-"""
 _SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]()#+!|~$"} | {"<": "&lt;", "&": "&amp;"})
 
 
@@ -42,10 +32,10 @@ def write_markdown(comparison: Comparison) -> str:
 def write_html(comparison: Comparison) -> str:
     """Return the comparison as one HTML page."""
     figures, title = comparison.figures(), escape(_title(comparison))
-    parts = [f"<h1>{title}</h1>", f"<p>{escape(_said(comparison))}</p>", _html_table(_figure_rows(figures))]
+    parts = [f"<h1>{title}</h1>", f"<p>{escape(_said(comparison))}</p>", table(_figure_rows(figures))]
     if rows := _likelihood_rows(figures):
         parts += ["<p>Mean log-probability a token of whose answers (rows) under which voice (columns), nats:</p>"]
-        parts += [_html_table(rows)]
+        parts += [table(rows)]
     for number, exchange in enumerate(comparison.exchanges, start=1):
         asked = "".join(
             f'<p class="text"><b>{escape(role)}</b> {escape(content)}</p>' for role, content in exchange.turns
@@ -56,9 +46,7 @@ def write_html(comparison: Comparison) -> str:
             for voice, reply, small in zip(comparison.voices, exchange.replies, _small(exchange), strict=True)
         )
         parts.append(f'<section><h2>{number}</h2>{asked}<div class="voices">{replies}</div></section>')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = f"<head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body>"
-    return f'<!doctype html><html lang="en">{page}</html>\n'
+    return write_page(_title(comparison), parts)
 
 
 def _title(comparison: Comparison) -> str:
@@ -115,12 +103,6 @@ def _small(exchange: Exchange) -> list[str]:
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(map(_marked, row)) + " |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
-
-
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _marked(text: str) -> str:

@@ -22,8 +22,11 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from macft.disk import DISK, Disk, write_file
 from macft.errors import ModelError, Problem, RecipeError
 from macft.models import peft
+from macft.models.adapted import KeyedDropout, add_in_product
+from macft.models.tensors import check_tensors, load_tensors, save_tensors
 from macft.recipe import LoraTable
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -57,26 +60,6 @@ class _AdapterConfig(BaseModel):
         return self
 
 
-class KeyedDropout(nn.Module):
-    """Dropout that draws its mask from an explicit key.
-
-    With mlx-lm's own dropout a layer that is recomputed in the backward pass draws another mask, and its gradients are
-    wrong (FACTS.md: relative error 0.72 at 0.1). The same key gives the same mask.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.probability = probability
-        self._key = mx.random.key(0)  # leading underscore: state, but not a parameter
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Zero a share of the inputs and scale the rest up, in training only."""
-        if not self.training or self.probability == 0.0:
-            return x
-        kept = mx.random.bernoulli(1.0 - self.probability, x.shape, key=self._key)
-        return mx.where(kept, x / (1.0 - self.probability), 0.0).astype(x.dtype)
-
-
 def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[str, Any]:
     """Put a fresh adapter on a frozen model; its output is unchanged until the first update.
 
@@ -103,7 +86,7 @@ def attach(model: nn.Module, lora: LoraTable, *, kind: str, seed: int) -> dict[s
     parameters = {"rank": lora.rank, "scale": update_scale(lora), "dropout": lora.dropout, "keys": keys}
     config = {"fine_tune_type": kind, "num_layers": count, "lora_parameters": parameters}
     mx.random.seed(seed)
-    _convert(model, config)
+    attach_layers(model, config)
     return config
 
 
@@ -136,7 +119,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_fingerprint: str = "") 
     is_full, from_peft = config["fine_tune_type"] == "full", not (folder / WEIGHTS).is_file()
     if from_peft:
         config["num_layers"] = peft.count_layers(weights, len(model.layers))
-    _convert(model, config)
+    attach_layers(model, config)
     expected = dict(_flat(model.parameters())) if is_full else adapter_parameters(model)
     if from_peft or "merge" in config["macft"]:  # these may leave out layers in between, which get an update of zero
         weights |= {name: peft.no_update(name, value) for name, value in expected.items() if name not in weights}
@@ -205,7 +188,12 @@ def adapter_hash(folder: Path) -> str:
 
 
 def write_adapter_files(
-    folder: Path, tensors: dict[str, mx.array], config: dict[str, Any], provenance: dict[str, Any]
+    folder: Path,
+    tensors: dict[str, mx.array],
+    config: dict[str, Any],
+    provenance: dict[str, Any],
+    *,
+    disk: Disk = DISK,
 ) -> None:
     """Write an adapter folder into `folder`, which exists.
 
@@ -217,6 +205,7 @@ def write_adapter_files(
         tensors: As `adapter_parameters` returns them.
         config: As `attach` or `load_adapter` returned it.
         provenance: What made it: base name and fingerprint, template hash, method, step. No absolute paths.
+        disk: What it is written through.
     """
     parameters = config["lora_parameters"]
     rank, scale = parameters["rank"], parameters["scale"]
@@ -225,7 +214,7 @@ def write_adapter_files(
     weights = {
         name: value * rest if name.endswith("lora_b") and rest != 1.0 else value for name, value in tensors.items()
     }
-    save_tensors(folder / WEIGHTS, weights)
+    save_tensors(folder / WEIGHTS, weights, disk)
     written = {
         **config,
         "lora_parameters": {**parameters, "scale": alpha / rank},
@@ -239,25 +228,7 @@ def write_adapter_files(
         "base_model_name_or_path": provenance.get("base_model", ""),
         "macft": provenance,
     }
-    (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
-
-
-def save_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
-    """Write a safetensors file; equal tensors make equal files, whatever order they come in."""
-    mx.save_safetensors(str(path), dict(sorted(tensors.items())), metadata={"format": "mlx"})
-
-
-def load_tensors(path: Path) -> dict[str, mx.array]:
-    """Read a safetensors file.
-
-    Raises:
-        ModelError: It is missing or damaged.
-    """
-    try:
-        loaded = mx.load(str(path), format="safetensors")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error})") from None
-    return cast(dict[str, mx.array], loaded)
+    write_file(folder / CONFIG, [json.dumps(written, indent=2).encode()], disk)
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
@@ -295,13 +266,6 @@ def _inside(module: Any, trained_only: bool) -> Any:
     return module
 
 
-def set_dropout_keys(model: nn.Module, key: mx.array) -> None:
-    """Give every dropout its own key, derived from one."""
-    dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
-    for module, own in zip(dropouts, mx.random.split(key, max(1, len(dropouts))), strict=False):
-        module._key = own
-
-
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Change the dropout of every adapted layer."""
     for module in model.modules():
@@ -324,6 +288,9 @@ def compute_in_model_dtype(model: nn.Module) -> None:
 def _casting(kind: Any) -> type[nn.Module]:
     def call(self: Any, x: mx.array, *indices: Any, **named: Any) -> mx.array:
         matrices = self.lora_a, self.lora_b
+        if all(matrix.dtype == x.dtype for matrix in matrices):
+            same: mx.array = kind.__call__(self, x, *indices, **named)
+            return same
         self.lora_a, self.lora_b = (matrix.astype(x.dtype) for matrix in matrices)
         try:
             product: mx.array = kind.__call__(self, x, *indices, **named)
@@ -334,28 +301,12 @@ def _casting(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def check_tensors(
-    found: dict[str, mx.array], expected: dict[str, mx.array], *, where: Path, complete: bool = True
-) -> None:
-    """Compare names, shapes and finiteness of loaded tensors with the model's.
+def attach_layers(model: nn.Module, config: dict[str, Any]) -> None:
+    """Put fresh layers for an adapter on a model, as its configuration says; one of a full model changes nothing.
 
     Raises:
-        ModelError: With the first three tensors that differ.
+        ModelError: DoRA on a base whose bits it does not support.
     """
-    wrong = [f"{name} is missing" for name in expected if complete and name not in found]
-    for name, value in found.items():
-        if name not in expected:
-            wrong.append(f"{name} has no place in the model")
-        elif value.shape != expected[name].shape:
-            wrong.append(f"{name} has shape {value.shape}, the model's is {expected[name].shape}")
-        elif not mx.isfinite(value).all().item():
-            wrong.append(f"{name} holds NaN or infinity")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(f"{where} does not fit the model: {'; '.join(wrong[:3])}{more}")
-
-
-def _convert(model: nn.Module, config: dict[str, Any]) -> None:
     if config.get("fine_tune_type") == "full":
         return
     is_dora = config["fine_tune_type"] == "dora"
@@ -366,6 +317,8 @@ def _convert(model: nn.Module, config: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, ADAPTED):
             module.dropout = KeyedDropout(config["lora_parameters"]["dropout"])
+        if type(module) is LoRALinear:
+            module.__class__ = add_in_product(cast(Any, LoRALinear))
     model.train(model.training)  # new layers are born in training mode
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from macft.errors import ModelError
 from macft.models.describe import read_chat_template, read_config
 
 TOKENIZER_FILES = (
@@ -26,11 +27,24 @@ _OF_THIS_MACHINE = ("_name_or_path", "name_or_path", "auto_map", "macft")
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
-    """Copy the tokenizer, the chat template and the generation settings of a model, never its code."""
+    """Copy the tokenizer, the chat template and the generation settings of a model, never its code.
+
+    Raises:
+        ModelError: One of them is a link to something outside the model.
+    """
     for pattern in TOKENIZER_FILES:
         for file in base.glob(pattern):
             if file.is_file() and file.suffix != ".py":
-                shutil.copyfile(file, folder / file.name)
+                _copy(file, folder / file.name)
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file of a model; what a link leads to elsewhere is not the model's, and might be anybody's secret."""
+    place, folder = file.resolve(), file.parent.resolve()
+    of_hub = [folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else []
+    if not any(place.is_relative_to(root) for root in (folder, *of_hub)):
+        raise ModelError(f"{file} is a link to {place}, outside its model", fix="Put the file itself there.")
+    shutil.copyfile(place, target)
 
 
 def write_companions(base: Path, folder: Path, config: dict[str, Any]) -> None:
@@ -44,7 +58,7 @@ def write_companions(base: Path, folder: Path, config: dict[str, Any]) -> None:
     copy_tokenizer(base, folder)
     for pattern in _LICENCES:
         for file in base.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+            _copy(file, folder / file.name)
     _write_json(folder / "config.json", config)
     template, told = read_chat_template(base), folder / "tokenizer_config.json"
     settings = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}

@@ -17,7 +17,7 @@ from macft.losses.logprobs import Projection, head_logprobs, token_logprobs
 TOLERANCE = 1e-3
 """Largest difference between the two ways that still counts as equal, relative to the largest logit."""
 Run = Callable[..., mx.array]
-"""Runs a module on a batch and returns its output in the order of the batch's flat tokens, [T, …]."""
+"""Runs a module on a batch and returns its output at the batch's positions, [R, …]."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,20 @@ class Head:
     projection: Projection | None
     takes_embeddings: bool
 
-    def logprobs(self, model: nn.Module, run: Run, positions: mx.array, targets: mx.array) -> mx.array:
-        """Return the log-probabilities of tokens that follow the given positions.
+    def logprobs(self, model: nn.Module, run: Run, targets: mx.array) -> mx.array:
+        """Return the log-probabilities of the tokens that follow a batch's positions.
 
         Args:
             model: The model that the head was found on.
             run: Runs the body, or the whole model, on the batch.
-            positions: Places in the flat tokens [R].
-            targets: The tokens there [R].
+            targets: Those tokens [R].
 
         Returns:
             Natural-log probabilities [R], float32, nats.
         """
         if self.projection is None:
-            return token_logprobs(run(model)[positions], targets)
-        hidden = run(model.model)[positions]
+            return token_logprobs(run(model), targets)
+        hidden = run(model.model)
         if _is_trained(model):  # the head's own gradient needs the logits in the graph
             return token_logprobs(self.projection.logits(hidden), targets)
         return head_logprobs(hidden, targets, self.projection, with_gradient=model.training)

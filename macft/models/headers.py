@@ -18,8 +18,11 @@ _ITEM_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
+_LARGEST = 2**64 - 1
 
 
 class TensorHeader(NamedTuple):
@@ -76,6 +79,15 @@ def _check_index(folder: Path, present: set[str]) -> None:
             raise ModelError(f"{folder} lacks {name}, which {index.name} names", fix=_PULL_AGAIN)
 
 
+def check_file(file: Path) -> None:
+    """Check the header of a safetensors file, as the format's own library does.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    _read_header(file)
+
+
 def _read_header(file: Path) -> dict[str, TensorHeader]:
     try:
         size = file.stat().st_size
@@ -83,21 +95,55 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError("the file is shorter than its header says")
-            entries = json.loads(stream.read(length))
-        entries.pop("__metadata__", None)
-        return {name: _tensor(file, name, entry, 8 + length, size) for name, entry in entries.items()}
+            # Decoded here: json would take bytes for UTF-16 if they looked like it.
+            entries = json.loads(stream.read(length).decode(), parse_constant=_refuse, parse_int=_natural)
+        _check_strings(entries.pop("__metadata__", None))
+        json.dumps(list(entries), ensure_ascii=False).encode()  # half of a surrogate pair is no name
+        tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in entries.items()}
+        _check_places(tensors, 8 + length, size)
     except OSError as error:
         raise ModelError(f"{file} cannot be read ({error.strerror})", fix=_PULL_AGAIN) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} is damaged ({error})", fix=_PULL_AGAIN) from None
+    return tensors
 
 
-def _tensor(file: Path, name: str, entry: dict[str, Any], offset: int, size: int) -> TensorHeader:
+def _tensor(file: Path, name: str, entry: dict[str, Any], offset: int) -> TensorHeader:
     shape, dtype, (start, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+    if not all(type(number) is int and 0 <= number <= _LARGEST for number in (*shape, start, end)):
         raise ValueError(f"{name} has a shape or place that is no natural number")
-    if not start <= end <= size - offset:
-        raise ValueError(f"{name} ends beyond the file")
-    if dtype in _ITEM_BITS and math.prod(shape) * _ITEM_BITS[dtype] != 8 * (end - start):
+    if dtype not in _ITEM_BITS:
+        raise ValueError(f"{name} has the unknown type {dtype!r}")
+    elements = 1
+    for length in shape:  # in this order, and a zero after an overflow does not mend it
+        elements *= length
+        if elements > _LARGEST:
+            raise ValueError(f"{name} has a shape beyond all bounds")
+    bits = elements * _ITEM_BITS[dtype]
+    if bits > _LARGEST or bits != 8 * (end - start):
         raise ValueError(f"{name} has {end - start} bytes, which is not {dtype} {list(shape)}")
     return TensorHeader(file, dtype, shape, offset + start, offset + end)
+
+
+def _check_places(tensors: dict[str, TensorHeader], start: int, size: int) -> None:
+    """Refuse tensors that overlap or leave gaps: they lie one after the other, and the last ends with the file."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][3:]):
+        if tensor.start != start:
+            raise ValueError(f"{name} does not start where the tensor before it ends")
+        start = tensor.end
+    if start != size:
+        raise ValueError(f"its tensors take {start} bytes, and the file has {size}")
+
+
+def _check_strings(metadata: Any) -> None:
+    values = {} if metadata is None else dict(metadata.items())
+    if not all(isinstance(value, str) for value in values.values()):
+        raise ValueError("its metadata is not text")
+
+
+def _natural(digits: str) -> int | float:
+    return -0.0 if digits == "-0" else int(digits)  # the library takes -0 for no natural number
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

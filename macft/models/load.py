@@ -20,6 +20,7 @@ from macft.data.chat_template import find_stop_ids
 from macft.errors import ModelError
 from macft.models.dequantized import multiply_dequantized
 from macft.models.describe import describe, read_config, text_config
+from macft.models.templates import WatchedTemplate
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def _file_limit_kept() -> Iterator[None]:
 with _file_limit_kept():
     import mlx_lm.utils
     from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -221,7 +223,7 @@ def _load_tokenizer(folder: Path) -> TokenizerWrapper:
     safely = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = mlx_lm.utils.load_tokenizer(folder, safely, eos_token_ids=ends)
     if (folder / "tokenizer.json").exists() or not (folder / "tokenizer.model").exists():
-        return tokenizer
+        return _watched(tokenizer)
     # From a bare tokenizer.model transformers 5 guesses a class by the family, and may cut text at other places.
     if not _agrees_with_sentencepiece(tokenizer, folder):
         from transformers import LlamaTokenizer
@@ -230,6 +232,14 @@ def _load_tokenizer(folder: Path) -> TokenizerWrapper:
         tokenizer = TokenizerWrapper(LlamaTokenizer.from_pretrained(folder, **safely), eos_token_ids=ends)
         if not _agrees_with_sentencepiece(tokenizer, folder):
             raise ValueError("transformers reads tokenizer.model otherwise than sentencepiece does")
+    return _watched(tokenizer)
+
+
+def _watched(tokenizer: TokenizerWrapper) -> TokenizerWrapper:
+    """Let the chat template be rendered in a process that is watched, unless it is code of transformers or mlx-lm."""
+    own = tokenizer._tokenizer
+    if own.chat_template is not None and type(own).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template:
+        tokenizer._chat_template = tokenizer._chat_template or WatchedTemplate(own)
     return tokenizer
 
 

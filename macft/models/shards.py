@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from macft.disk import flush
 from macft.errors import RunError
-from macft.run import flush
 
 SHARD_BYTES = 5 * 10**9
 """Largest file; what mlx-lm and transformers cut at, too."""
@@ -33,6 +33,8 @@ _TYPES = {
     mx.int32: "I32",
     mx.int8: "I8",
     mx.int64: "I64",
+    mx.uint64: "U64",
+    mx.int16: "I16",
     mx.bool_: "BOOL",
 }
 
@@ -73,6 +75,14 @@ def write_shards(
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     return total
+
+
+def tensor_chunks(tensors: dict[str, mx.array]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file; equal tensors make equal files, whatever order they come in."""
+    ordered = dict(sorted(tensors.items()))
+    yield _header(ordered)
+    for value in ordered.values():
+        yield tensor_bytes(value)
 
 
 def tensor_bytes(value: mx.array) -> memoryview:

@@ -1,4 +1,4 @@
-"""A second adapter over a frozen first: attach it, and write both as one plain adapter.
+"""A second adapter over a frozen first: attach it, and make both one plain adapter.
 
 The rule: the first adapter stands where the base's linear layer stood, frozen, so whatever works on one adapter works
 on two. What is written is one adapter whose rank is the sum: A = [A₁ | A₂], B = [B₁ · s₁ / s₂; B₂], which is exact.
@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapters import ADAPTED, attach, outermost
+from macft.models.adapters import ADAPTED, attach, attach_layers, outermost
 from macft.recipe import LoraTable
 
 
@@ -83,6 +83,19 @@ def folded_parameters(model: nn.Module, config: dict[str, Any]) -> dict[str, mx.
         tensors[f"{name}.lora_a"] = mx.pad(a, [(0, 0), (0, missing)])
         tensors[f"{name}.lora_b"] = mx.pad(b, [(0, missing), (0, 0)])
     return tensors
+
+
+def fold(model: nn.Module, config: dict[str, Any]) -> None:
+    """Replace both adapters of a stacked model by the one that computes the same.
+
+    Args:
+        model: As `stack_adapter` left it, with any weights.
+        config: As `stack_adapter` returned it.
+    """
+    tensors, both = folded_parameters(model, config), outermost(model)
+    model.update_modules(tree_unflatten([(name, next(_levels(module)).linear) for name, module in both.items()]))
+    attach_layers(model, config)
+    model.load_weights(list(tensors.items()), strict=False)
 
 
 def is_stacked(model: nn.Module) -> bool:

@@ -7,7 +7,8 @@ uneven lengths, and dropped when it differs; the run says so and takes padded ro
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -30,8 +31,18 @@ _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "rope", "scale", "n_heads", "n
 class StreamLayout:
     """What attention needs to know of a batch; handed to mlx-lm's modules where they expect a cache."""
 
+    whole: mx.array | None = None
+    """What the last layer's attention reads, where its own input holds only what is wanted [1, T, D]."""
+
     def __init__(self, batch: Batch) -> None:
         self._to_rows, self._to_stream = _gathers(batch)
+        self.wanted = batch.positions
+
+    def narrowed(self, whole: mx.array) -> "StreamLayout":
+        """Return the layout of a layer that answers only where a token is supervised, and still looks at all others."""
+        layout = copy(self)
+        layout.whole = whole
+        return layout
 
     def make_mask(self, *_: Any, **__: Any) -> None:
         """Return nothing: the rows are causal by themselves."""
@@ -42,12 +53,14 @@ class StreamLayout:
         return rows
 
     def to_stream(self, rows: mx.array) -> mx.array:
-        """Take the real tokens of rows [S, L, C] back into a stream [T, C]."""
+        """Take the real tokens of rows [S, L, C] back into a stream [T, C]; a narrowed layer wants [R, C]."""
         stream: mx.array = self._to_stream(rows)
-        return stream
+        return stream if self.whole is None else stream[self.wanted]
 
 
 def _gathers(batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if batch.gather.shape == (1, batch.tokens.size):  # a single row, in the order of the stream
+        return lambda x: x[None], lambda rows: rows.squeeze(0)
     # Each way's backward pass is the other way: cheaper than the scatter-add of autodiff, and deterministic.
     gather, back, taken, copies = batch.gather, batch.back, batch.taken, batch.copies
     shared = copies.shape[1]
@@ -84,13 +97,15 @@ class Stream:
     Attributes:
         layers: Layers that take the stream; 0 when rows are padded instead.
         why_not: Why they are, for people.
+        narrows: Whether the last layer goes on after attention only with what is supervised: nothing reads the rest.
     """
 
     layers: int
     why_not: str = ""
+    narrows: bool = False
 
     def runner(self, batch: Batch, embeddings: mx.array | None = None) -> Callable[[nn.Module], mx.array]:
-        """Return what runs a body, or a whole model, on a batch: module to outputs in the order of the stream [T, …].
+        """Return what runs a body, or a whole model, on a batch: module to outputs at the batch's positions [R, …].
 
         Args:
             batch: The micro-batch, as MLX arrays.
@@ -102,9 +117,9 @@ class Stream:
             if self.layers:
                 more = {} if embeddings is None else {"input_embeddings": embeddings[None]}
                 stream: mx.array = module(batch.tokens[None], cache=[layout] * self.layers, **more)
-                return stream[0]
+                return stream.squeeze(0) if self.narrows else stream[0, batch.positions]
             more = {} if embeddings is None else {"input_embeddings": layout.to_rows(embeddings)}
-            return layout.to_stream(module(batch.tokens[batch.gather], **more))
+            return layout.to_stream(module(batch.tokens[batch.gather], **more))[batch.positions]
 
         return run
 
@@ -132,10 +147,22 @@ def prepare_stream(model: nn.Module, *, longest: int, is_sketch: bool = False) -
     for module in gated:
         module.__class__ = _fast_gated(cast(Any, type(module)))
     if is_sketch or equals(stream, batch, model, own):
-        return stream
+        return _narrow_last(stream, batch, model, own, is_sketch=is_sketch)
     for module, kind in zip((*attentions, *gated), kinds, strict=True):
         module.__class__ = kind
     return Stream(0, "attention on a stream differs from the model's own")
+
+
+def _narrow_last(stream: Stream, batch: Batch, model: nn.Module, own: mx.array, *, is_sketch: bool) -> Stream:
+    """Let the last layer go on after attention only with what is supervised, if the result is the model's own."""
+    last: Any = model.layers[-1]
+    kind: Any = type(last)
+    last.__class__ = _narrowing(kind)
+    narrowed = replace(stream, narrows=True)
+    if is_sketch or equals(narrowed, batch, model, own):
+        return narrowed
+    last.__class__ = kind
+    return stream
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
@@ -179,13 +206,26 @@ def _streaming(kind: Any) -> type[nn.Module]:
             laid = cache.to_rows(projected)
             return laid.reshape(*laid.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-        queries, keys, values = self.project(x[0])
+        queries, keys, values = self.project((x if cache.whole is None else cache.whole).squeeze(0))
         queries = self.rope(rows(queries, self.n_heads, "q_norm"))
         keys = self.rope(rows(keys, self.n_kv_heads, "k_norm"))
         attended = attend(queries, keys, rows(values, self.n_kv_heads), self.scale).transpose(0, 2, 1, 3)
         return self.o_proj(cache.to_stream(attended.reshape(*attended.shape[:2], -1)))[None]  # type: ignore[no-any-return]
 
     return type(kind.__name__, (kind,), {"__call__": call, "project": _project})
+
+
+@functools.cache
+def _narrowing(kind: Any) -> type[nn.Module]:
+    """Return a family's layer that, on a stream, goes on after attention only with what is supervised."""
+
+    def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if isinstance(cache, StreamLayout):
+            x, cache = x[:, cache.wanted], cache.narrowed(self.input_layernorm(x))
+        output: mx.array = kind.__call__(self, x, mask, cache)
+        return output
+
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -261,7 +301,7 @@ def probe(model: nn.Module, *, longest: int) -> Batch:
 
 
 def equals(stream: Stream, batch: Batch, model: nn.Module, own: mx.array) -> bool:
-    """Return whether a model's hidden states on a batch are those that it had [T, D]."""
+    """Return whether a model's hidden states on a batch are those that it had [R, D]."""
     try:
         ours = stream.runner(batch)(model.model)
         close = mx.abs(ours - own).max() <= _tolerance(own.dtype) * mx.abs(own).max()

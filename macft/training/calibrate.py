@@ -14,9 +14,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from macft.disk import write_atomic
 from macft.losses.exponential import swiglu
 from macft.plan import Calibration
-from macft.run import write_atomic
 
 FILE = "calibration.json"
 ROUNDS, ROUND_SECONDS = 3, 0.4

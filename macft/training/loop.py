@@ -56,6 +56,7 @@ class Job:
 
     Attributes:
         micro_batch_tokens: Most tokens in one forward pass.
+        micro_batch_divisor: What the recipe's rows of a micro-batch are divided by.
         requests: Asked once a step, and whether to stop, more often.
         sample: Answers the sample prompts at a step.
         ranks: Those that train together; `requests` say the same to each.
@@ -72,6 +73,7 @@ class Job:
     checkpoints: Checkpoints
     requests: Requests
     sample: Callable[[int], Iterator[Sampled]]
+    micro_batch_divisor: int = 1
     ranks: Ranks = ALONE
 
 
@@ -165,7 +167,7 @@ def _update(job: Job, updater: Updater, order: Order, step: int, rate: float) ->
     indices = order.rows_of(step)
     lengths = job.train_rows.lengths
     own = shard_rows(indices, lengths, job.ranks.size)[job.ranks.rank]
-    most = job.recipe.micro_batch_size or len(indices)
+    most = max(1, (job.recipe.micro_batch_size or len(indices)) // job.micro_batch_divisor)
     parts = split_micro_batches(own, lengths, tokens=job.micro_batch_tokens, rows=most)
     outcome = updater(step, [job.train_rows.batch(part) for part in parts], rate)
     seconds = time.perf_counter() - started

@@ -116,7 +116,7 @@ class Supervised:
         if self.neftune_alpha and model.training:
             embeddings = noisy_embeddings(model, batch, self.neftune_alpha, key)
         run = self.stream.runner(batch, embeddings)
-        return cross_entropy(self.head.logprobs(model, run, batch.positions, batch.targets), batch.weight)
+        return cross_entropy(self.head.logprobs(model, run, batch.targets), batch.weight)
 
 
 class Preference:
@@ -216,7 +216,7 @@ class Labeled:
 
 def target_logprobs(head: Head, stream: Stream, model: nn.Module, layout: Batch) -> mx.array:
     """Return the log-probability of each target [R], nats."""
-    return head.logprobs(model, stream.runner(layout), layout.positions, layout.targets)
+    return head.logprobs(model, stream.runner(layout), layout.targets)
 
 
 def sum_responses(logprobs: mx.array, batch: ResponseBatch) -> mx.array:

@@ -6,7 +6,7 @@ parameter, as MLX's own optimizers tell it, so checkpoints do not know how it wa
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
@@ -52,6 +52,25 @@ class Group:
         return [(name, part.reshape(shape)) for name, part, shape in named]
 
 
+class Places:
+    """Where a model's trainable parameters lie: found once, since walks through all modules add up to a part of a step.
+
+    Parameters are known by their names, as `tree_flatten` writes them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places = {name: _find(model, name) for name in _flat(model.trainable_parameters())}
+
+    def take(self) -> dict[str, mx.array]:
+        """Return the parameters."""
+        return {name: holder[key] for name, (holder, key) in self._places.items()}
+
+    def put(self, parameters: Mapping[str, mx.array]) -> None:
+        """Set the parameters."""
+        for name, (holder, key) in self._places.items():
+            holder[key] = parameters[name]
+
+
 class PackedOptimizer(Optimizer):
     """An optimizer of MLX that sees parameters in groups.
 
@@ -75,18 +94,21 @@ class PackedOptimizer(Optimizer):
 
     def unpack(self, vectors: Sequence[mx.array]) -> Any:
         """Return the tree of the parameters."""
+        return tree_unflatten(self._unpack_named(vectors))
+
+    def _unpack_named(self, vectors: Sequence[mx.array]) -> list[tuple[str, mx.array]]:
         pairs = zip(self.groups, vectors, strict=True)
-        return tree_unflatten([pair for group, vector in pairs for pair in group.unpack(vector)])
+        return [pair for group, vector in pairs for pair in group.unpack(vector)]
 
     def cast(self, vectors: Sequence[mx.array]) -> list[mx.array]:
         """Return the vectors in the types of the parameters."""
         return [vector.astype(group.dtype) for group, vector in zip(self.groups, vectors, strict=True)]
 
-    def update_packed(self, model: nn.Module, gradients: Sequence[mx.array]) -> None:
-        """Update a model from packed gradients."""
-        parameters = self._keyed(self.pack(model.trainable_parameters()))
+    def update_packed(self, places: Places, gradients: Sequence[mx.array]) -> None:
+        """Update a model's parameters from packed gradients."""
+        parameters = self._keyed(self.pack(places.take()))
         updated = self.inner.apply_gradients(self._keyed(gradients), parameters)
-        model.update(self.unpack(list(updated.values())))
+        places.put(dict(self._unpack_named(list(updated.values()))))
 
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
         """Return the updated parameters as a tree."""
@@ -144,6 +166,15 @@ def group(parameters: Any, most: int) -> list[Group]:
         groups[-1].names.append(name)
         groups[-1].shapes.append(array.shape)
     return groups
+
+
+def _find(model: nn.Module, name: str) -> tuple[Any, str]:
+    """Return the module, or what it holds, that a parameter lies in, and the parameter's key there."""
+    holder: Any = model
+    *path, key = name.split(".")
+    for part in path:
+        holder = holder[int(part) if isinstance(holder, list) else part]
+    return holder, key
 
 
 def _flat(tree: Any) -> dict[str, mx.array]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from macft.errors import MacftError, RunCrashed, Stopped
 from macft.events import PhaseProgress, RunEnded
+from macft.keeper import is_out_of_memory
 from macft.launcher import Launched, read_launch
 from macft.recipe import Recipe, dump_recipe, load_recipe
-from macft.run import Run
+from macft.run import Journal, Run
+from macft.training.vitals import keep_awake
 
 if TYPE_CHECKING:
     from macft.training.distributed import Ranks
@@ -62,8 +64,13 @@ class Requests:
         self.signal_number = number
 
 
-def run_to_end(run: Run) -> int:
+def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = None) -> int:
     """Train the run in this process, from its last checkpoint if it has one.
+
+    Args:
+        run: Its folder.
+        accept_new_data: Whether to go on although the rows are others.
+        lock: The descriptor of the run's lock, when the keeper has taken it.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped and saved, else the error's.
@@ -71,10 +78,12 @@ def run_to_end(run: Run) -> int:
     Raises:
         RunLocked: Another process trains it.
     """
-    with run.lock():
-        requests = Requests(run)
+    os.umask(0o077)  # whatever training leaves behind may hold text of rows
+    with run.lock(lock):
+        requests, journal = Requests(run), Journal(run)
+        keep_awake(os.getpid())
         if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
-            run.append(PhaseProgress(name="start"))
+            journal(PhaseProgress(name="start"))
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm
@@ -82,32 +91,48 @@ def run_to_end(run: Run) -> int:
 
             recipe = load_recipe(run.path / "recipe.toml")
             with ExitStack() as stack:
-                meet = partial(_lead, run, recipe, stack)
-                ending = Session(recipe, run, emit=run.append, requests=requests, meet=meet).run()
+                session = Session(
+                    recipe,
+                    run,
+                    emit=journal,
+                    requests=requests,
+                    meet=partial(_lead, run, recipe, stack),
+                    accept_new_data=accept_new_data,
+                )
+                ending = session.run()
         except Stopped as stop:
-            run.append(_ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
-            return 128 + (requests.signal_number or signal.SIGTERM)
+            return _end(journal, _ended(run, "stopped", stop, 128 + (requests.signal_number or signal.SIGTERM)))
         except MacftError as error:
-            run.append(_ended(run, "failed", error, error.exit_code))
-            return error.exit_code
+            return _end(journal, _ended(run, "failed", error, error.exit_code))
         except Exception as error:
-            traceback.print_exc()
+            with suppress(OSError):  # the log may lie on a full disk
+                traceback.print_exc()
+            if is_out_of_memory(error):  # no last word: the keeper has it, and may try again
+                return RunCrashed.exit_code
             known = MacftError(
                 f"{type(error).__name__}: {error}", fix=f"The details are in {run.log.name}; please report it."
             )
-            run.append(_ended(run, "failed", known, 1))
-            return 1
+            if isinstance(error, OSError):
+                known = MacftError(f"{error.filename or run.path}: {error.strerror}", fix=_DISK)
+            return _end(journal, _ended(run, "failed", known, 1))
         exit_code = {"done": 0, "failed": 1}.get(ending.status, 128 + (requests.signal_number or signal.SIGTERM))
-        run.append(
-            RunEnded(
-                status=ending.status,
-                step=ending.progress.step,
-                reason=ending.reason,
-                fix=_naming(run, ending.fix),
-                exit_code=exit_code,
-            )
+        ended = RunEnded(
+            status=ending.status,
+            step=ending.progress.step,
+            reason=ending.reason,
+            fix=_naming(run, ending.fix),
+            exit_code=exit_code,
         )
-        return exit_code
+        return _end(journal, ended)
+
+
+def _end(journal: Journal, ended: RunEnded) -> int:
+    """Tell how the run ended, in the log as well when its folder takes nothing any more; returns the exit code."""
+    journal.end(ended)
+    if journal.is_behind:
+        with suppress(OSError):
+            print(f"macft: {ended.reason}. {ended.fix}", file=sys.stderr, flush=True)
+    return ended.exit_code
 
 
 def take_part(launched: Launched, recipe: Recipe | None, check: Callable[[Recipe], None]) -> None:
@@ -175,4 +200,7 @@ def _ended(run: Run, status: str, error: MacftError, exit_code: int) -> RunEnded
 
 def _naming(run: Run, fix: str) -> str:
     """Return the fix as a command that can be typed: with the run's name, which only this process knows."""
-    return fix.replace("`macft resume`", f"`macft resume {run.name}`")
+    return fix.replace("`macft resume", f"`macft resume {run.name}")
+
+
+_DISK = "Free disk space or put the disk back, then `macft resume` goes on from the last checkpoint."

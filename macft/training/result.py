@@ -4,8 +4,8 @@ The rule: a result is written aside and renamed, holds no absolute path, and loa
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,23 @@ from mlx_lm.utils import save_model
 
 from macft.chat.generate import answer_batch
 from macft.data.questions import Question
+from macft.disk import PRIVATE_FILE, flush, replace_folder
+from macft.errors import RunError
 from macft.events import Scored
 from macft.measure.answers import score_answers
 from macft.measure.table import pick_examples
 from macft.models.adapters import adapter_parameters, adapters_off, write_adapter_files
 from macft.models.companions import copy_tokenizer
 from macft.models.stacked import folded_parameters, is_stacked
-from macft.run import PRIVATE_FOLDER, Run, flush
+from macft.run import Run
 
 
 def write_adapter(run: Run, model: nn.Module, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
     """Write `RUN/adapter/`, a plain mlx-lm adapter folder; of two adapters, one over the other, it is their sum."""
     tensors = folded_parameters(model, config) if is_stacked(model) else adapter_parameters(model)
-    return _replace(run.path / "adapter", lambda aside: write_adapter_files(aside, tensors, config, provenance))
+    return _replace(
+        run, "adapter", lambda aside: write_adapter_files(aside, tensors, config, provenance, disk=run.disk)
+    )
 
 
 def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Path:
@@ -41,7 +45,7 @@ def write_model(run: Run, model: nn.Module, base: Path, config: dict[str, Any], 
         (aside / "macft.json").write_text(json.dumps(provenance, indent=2), encoding="utf-8")
         copy_tokenizer(base, aside)
 
-    return _replace(run.path / "model", fill)
+    return _replace(run, "model", fill)
 
 
 def score(
@@ -83,17 +87,21 @@ def score(
     return Scored(rows=len(prompts), base=before.metrics, tuned=after.metrics, examples=examples)
 
 
-def _replace(folder: Path, fill: Callable[[Path], None]) -> Path:
-    aside, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(mode=PRIVATE_FOLDER)
-    fill(aside)
-    for file in aside.iterdir():
-        flush(file)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _replace(run: Run, name: str, fill: Callable[[Path], None]) -> Path:
+    folder, disk = run.path / name, run.disk
+    aside = folder.with_name(f".{name}.tmp")
+    try:
+        disk.remove(aside)
+        disk.make_folder(aside)
+        fill(aside)
+        for file in disk.list(aside):
+            file.chmod(PRIVATE_FILE)
+            flush(file, disk)
+        flush(aside, disk)
+        replace_folder(aside, folder, disk)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            disk.remove(aside)
+        fix = "Free disk space, then `macft resume` writes it from the last checkpoint."
+        raise RunError(f"{folder} could not be written ({error})", fix=fix) from None
     return folder

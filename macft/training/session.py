@@ -7,6 +7,7 @@ bottom in the order in which things happen.
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -20,46 +21,39 @@ import mlx.nn as nn
 from macft.chat.generate import answer_batch
 from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
+from macft.data.general import add_general
+from macft.data.hygiene.leaks import refuse_leaks
 from macft.data.pool import Workers
-from macft.data.prepare import Prepared, data_facts, prepare
+from macft.data.prepare import Prepared, data_facts, prepare, with_siblings
 from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
-from macft.errors import ModelError, Problem, RecipeError, Stopped
-from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, TrainingPlanned, Warned
+from macft.disk import write_atomic
+from macft.errors import ModelError, Problem, RecipeError, RunError, Stopped
+from macft.events import Event, PhaseProgress, RunResumed, RunStarted, Sampled, StepDone, TrainingPlanned, Warned
 from macft.machine import home, read_machine, runs_folder
-from macft.models.adapters import adapter_hash, count_values
+from macft.models.adapters import count_values
 from macft.models.catalog import resolve
-from macft.models.describe import describe, describe_as_loaded, fingerprint, template_hash, tokenizer_hash
+from macft.models.describe import describe, describe_as_loaded, tokenizer_hash
 from macft.models.head import Head, find_head
 from macft.models.load import load_model, load_stopping_tokenizer
 from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
-from macft.recipe import KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
-from macft.run import Run, find_adapter, write_atomic
+from macft.recipe import DataTable, KtoRecipe, PreferenceRecipe, Recipe, SupervisedRecipe, dump_recipe
+from macft.run import Run
 from macft.state import fold
-from macft.training.checkpoint import BEST, LATEST, Checkpoints, Progress
+from macft.training.checkpoint import ROWS, Checkpoints, Progress, are_finite
 from macft.training.distributed import ALONE, Ranks, SharedRequests
 from macft.training.loop import Ending, Job, Requests, train
 from macft.training.objectives import make_objective
 from macft.training.optimizers import count_steps, make_optimizer
 from macft.training.reference import ReferencePass, as_reference, refer, refers_to_start
 from macft.training.result import score, write_adapter, write_model
-from macft.training.signs import list_signs
+from macft.training.signs import list_signs, thinned
 from macft.training.trace import trace_scales
 from macft.training.trainable import make_trainable
-
-FREE_TO_CHANGE = {
-    "checkpoint",
-    "evaluate",
-    "data",
-    "model",
-    "micro_batch_size",
-    "recompute",
-    "compile",
-    "max_chosen_fall",
-}
-"""Recipe keys that may differ when a run is resumed; rows and model have fingerprints of their own."""
+from macft.training.vitals import Vitals
+from macft.training.world import make_world, recipe_keys
 
 TELL_SECONDS = 0.2
 """Least time between two events of a phase, its first and last apart."""
@@ -75,52 +69,71 @@ class Session:
         emit: Told everything that happens.
         requests: Asked often: what the user wants done since the last call.
         meet: Brings the ranks together that train this run, once it is known that it can go on.
+        accept_new_data: Whether to go on although the rows are others.
+        vitals: Looks at the machine after each update.
 
     Raises:
         MacftError: Data, model or recipe make it impossible; nothing was trained.
     """
 
     def __init__(
-        self, recipe: Recipe, run: Run, *, emit: Emit, requests: Requests, meet: Callable[[], Ranks] = lambda: ALONE
+        self,
+        recipe: Recipe,
+        run: Run,
+        *,
+        emit: Emit,
+        requests: Requests,
+        meet: Callable[[], Ranks] = lambda: ALONE,
+        accept_new_data: bool = False,
+        vitals: Vitals | None = None,
     ) -> None:
+        self.vitals = vitals or Vitals()
         self.recipe, self.run_folder, self.emit, self.requests = recipe, run, emit, requests
         self.meet, self.ranks = meet, ALONE
+        self.accepted = ROWS if accept_new_data else ()
         self.folder = resolve(recipe.model, home())
         self.facts = describe(self.folder)
-        self.checkpoints = Checkpoints(run.checkpoints, keep=recipe.checkpoint.keep, world={})
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
+            keep=recipe.checkpoint.keep,
+            world={},
+            defaults=recipe_keys(type(recipe).model_construct(model="")),
+            disk=run.disk,
+        )
 
     def run(self) -> Ending:
         """Train, leave the result in the run folder, and score it."""
         latest = self.checkpoints.newest_whole()
-        if latest != (named := self.checkpoints.name_of(LATEST)):
-            self.emit(Warned(message=f"checkpoint {named} is damaged", fix=f"Going on from {latest or 'the start'}."))
+        if damaged := [name for name in self.checkpoints.names()[:1] if name != latest]:
+            fix = f"Going on from {latest or 'the start'}."
+            self.emit(Warned(message=f"checkpoint {damaged[0]} is damaged", fix=fix))
         self.emit(self._started() if latest is None else RunResumed(step=self.checkpoints.progress_of(latest).step))
+        for warned in self.vitals.start() if latest is None else ():
+            self.emit(warned)
         self._refuse_untrainable()
         self.ranks = self.meet()
         self.tokenizer = load_stopping_tokenizer(self.folder)
-        data = self._prepare()
-        self.checkpoints.world = self._world(data)
+        data = self._prepare(self._read_data(is_new=latest is None))
+        self.checkpoints.world = make_world(self.recipe, self.folder, data)
         self._require_same_world()
-        if latest is not None:
-            self.checkpoints.check_world(latest)
+        changed = self.checkpoints.check_world(latest, accepted=self.accepted) if latest is not None else []
         planned = self._make_plan(data)
         self.emit(PhaseProgress(name="load"))
         if mx.default_device() == mx.gpu:  # shapes vary from batch to batch, and MLX would keep a buffer of each
-            mx.set_cache_limit(int(read_machine().working_set_bytes * CACHE_SHARE))
+            limit = read_machine().working_set_bytes
+            mx.set_memory_limit(limit)
+            mx.set_cache_limit(int(limit * CACHE_SHARE))
         model, result_config = make_trainable(self.recipe, self.folder, runs_folder())
         job = self._make_job(model, data, planned)
         progress = self._take_up(latest, job)
+        if changed:  # what was best on other rows says nothing on these
+            progress = Progress(step=progress.step)
         self.emit(self._planned(job))
         ending = self._drive(train(job, progress))
         if not self.ranks.leads:
             return ending
-        if (step := ending.progress.step) > 0:
-            if (best := self.checkpoints.name_of(BEST)) is not None:
-                step = self.checkpoints.load(best, model).step
-            elif ending.progress.looked_step > 0:
-                message = "no evaluation was better than the one before training: the last weights are kept"
-                self.emit(Warned(message=message, fix="Try a lower learning_rate.", step=step))
-            self._write_result(model, result_config, step)
+        if ending.progress.step > 0:
+            self._write_result(model, result_config, self._choose(model, ending.progress))
         if ending.status == "done" and self.recipe.evaluate.test_rows and data.test:
             self._score(model, data)
         return ending
@@ -140,25 +153,31 @@ class Session:
         """Most tokens of a row."""
         return min(self.recipe.max_seq_length, self.facts.context or self.recipe.max_seq_length)
 
-    def _prepare(self) -> Prepared:
-        settings = (
-            self.recipe.method,
-            self._limit,
-            self.facts.vocab_size,
-            self.recipe.evaluate,
-            tokenizer_hash(self.folder),
-        )
+    def _read_data(self, *, is_new: bool) -> DataTable:
+        """Return the recipe's rows with the general ones it asks for; a new run refuses rows that are on two sides."""
+        table = with_siblings(self.recipe.data)
+        if is_new:
+            refuse_leaks(table)
+        found = add_general(table, home() / "cache" / "general")
+        if found.rows < found.wanted:
+            message = f"data.keep_general asks for {found.wanted:,} general rows, and there are {found.rows:,}"
+            self.emit(Warned(message=message, fix="data.general names more; none is trained on twice."))
+        return found.data
+
+    def _prepare(self, table: DataTable) -> Prepared:
+        recipe = self.recipe
+        settings = (recipe.method, self._limit, self.facts.vocab_size, recipe.evaluate, tokenizer_hash(self.folder))
         data = prepare_once(
             home() / "cache" / "rows",
-            self.recipe.data,
+            table,
             settings,
             lambda: prepare(
-                self.recipe.data,
+                table,
                 self.tokenizer,
-                method=self.recipe.method,
+                method=recipe.method,
                 max_seq_length=self._limit,
                 vocab_size=self.facts.vocab_size,
-                evaluate=self.recipe.evaluate,
+                evaluate=recipe.evaluate,
                 progress=self._teller("tokenize"),
                 workers=Workers(partial(load_stopping_tokenizer, self.folder)),
             ),
@@ -179,7 +198,8 @@ class Session:
         if isinstance(recipe, SupervisedRecipe) and recipe.neftune_alpha and not head.takes_embeddings:
             message = f"the family {self.facts.family} does not take noisy embeddings; set 0"
             raise RecipeError([Problem("neftune_alpha", message)])
-        tokens = planned.micro_batch_tokens
+        divisor = self.run_folder.state().micro_batch_divisor
+        tokens = max(1, planned.micro_batch_tokens // divisor)
         if isinstance(data.train, ResponseRows) and not stream.layers:
             tokens //= data.train.responses  # the prompt lies in each of the padded rows
         train_rows, valid_rows = self._refer(model, head, stream, data, tokens)
@@ -194,6 +214,7 @@ class Session:
             train_rows=train_rows,
             valid_rows=valid_rows,
             micro_batch_tokens=tokens,
+            micro_batch_divisor=divisor,
             compiled=recipe.compile,
             checkpoints=self.checkpoints,
             requests=SharedRequests(self.requests, self.ranks),
@@ -257,24 +278,12 @@ class Session:
             made = plan(*known, scales=trace_scales(*known))  # it is close: what is counted may be off by a tenth
         if self.ranks.leads:
             plan_json = json.dumps({"schema": 1, **asdict(made)}, indent=2).encode()
-            write_atomic(self.run_folder.path / "plan.json", plan_json)
+            with suppress(OSError):  # a full disk: to train, nobody needs it
+                write_atomic(self.run_folder.path / "plan.json", plan_json, self.run_folder.disk)
         if made.verdict == Verdict.DOES_NOT_FIT:
             error = refusal(made)
             self.emit(Warned(message=error.message, fix="It may run out of memory."))
         return made
-
-    def _world(self, data: Prepared) -> dict[str, str]:
-        """Return what a checkpoint stands on, by name."""
-        keys = self.recipe.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        start = self.recipe.start_from if self.recipe.adapter != "full" else None
-        return {name: str(value) for name, value in keys.items()} | {
-            "base model": fingerprint(self.folder),
-            "evaluate.metric": self.recipe.evaluate.metric,
-            "start adapter": adapter_hash(find_adapter(start, runs_folder())) if start else "none",
-            "chat template": template_hash(self.folder),
-            "training rows": data.train.fingerprint,
-            "validation rows": data.valid.fingerprint,
-        }
 
     def _require_same_world(self) -> None:
         """Refuse ranks that would train something else, or in another order of evaluations."""
@@ -316,8 +325,11 @@ class Session:
                 ending: Ending = end.value
                 return ending
             self.emit(event)
+            if isinstance(event, StepDone):
+                for warned in self.vitals.look(event):
+                    self.emit(warned)
             if isinstance(self.recipe, PreferenceRecipe):
-                state = fold([event], state)
+                state = thinned(fold([event], state))
                 for sign in list_signs(self.recipe, state):
                     self.emit(sign)
                     state = fold([sign], state)
@@ -337,6 +349,23 @@ class Session:
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")
 
         return tell
+
+    def _choose(self, model: nn.Module, progress: Progress) -> int:
+        """Put what the result shall be into the model, and return the step that it is from."""
+        if (best := self.checkpoints.best_of(progress)) is not None:
+            return self.checkpoints.load(best, model).step
+        message = fix = ""
+        if progress.best_step > 0:
+            message, fix = f"the best checkpoint, of step {progress.best_step}, is not there", "Look at its disk."
+        elif progress.looked_step > 0:
+            message, fix = "no evaluation was better than the one before training", "Try a lower learning_rate."
+        if message:
+            self.emit(Warned(message=f"{message}: the last weights are kept", fix=fix, step=progress.step))
+        if are_finite(model.trainable_parameters()):
+            return progress.step
+        if (last := self.checkpoints.newest_whole()) is None:
+            raise RunError("the weights are not finite, and there is no checkpoint", fix="Try a lower learning_rate.")
+        return self.checkpoints.load(last, model).step
 
     def _write_result(self, model: nn.Module, config: dict[str, Any], step: int) -> Path:
         world = self.checkpoints.world

@@ -6,6 +6,7 @@ is told once.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from macft.events import Warned
 from macft.recipe import DpoRecipe, KtoRecipe, PreferenceRecipe, SimpoRecipe
@@ -26,6 +27,13 @@ def list_signs(recipe: PreferenceRecipe, state: RunState) -> Iterator[Warned]:
     for find in (_wrong_start, _no_movement, _falling_chosen):
         if (sign := find(recipe, state)) and sign.message not in told:
             yield sign
+
+
+def thinned(state: RunState) -> RunState:
+    """Return a state with no more updates than signs are read off: the first and the newest."""
+    if len(state.steps) <= 4 * WINDOW_STEPS:
+        return state
+    return replace(state, steps=[*state.steps[: 2 * WINDOW_STEPS], *state.steps[-2 * WINDOW_STEPS :]])
 
 
 def starting_loss(recipe: DpoRecipe) -> float:

@@ -1,7 +1,6 @@
 """Load the base and make the recipe's part of it trainable: a fresh adapter, an earlier one, or the model itself."""
 
 import fnmatch
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macft.errors import Problem, RecipeError
-from macft.models.adapters import (
-    attach,
-    compute_in_model_dtype,
-    count_values,
-    load_adapter,
-    set_dropout,
-    update_scale,
-)
-from macft.models.describe import fingerprint
+from macft.models.adapters import compute_in_model_dtype, count_values
 from macft.models.load import load_model
-from macft.models.stacked import stack_adapter
+from macft.models.start import start_adapter
 from macft.recipe import Recipe
-from macft.run import find_adapter
 
 
 def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -52,34 +42,10 @@ def make_trainable(recipe: Recipe, folder: Path, runs: Path) -> tuple[nn.Module,
             raise RecipeError([Problem("adapter", "a quantized model cannot be trained in full; use lora or dora")])
         _unfreeze(model, recipe.freeze)
         return model, config
-    if recipe.start_from is None:
-        adapter = attach(model, recipe.lora, kind=recipe.adapter, seed=recipe.seed)
-    elif recipe.stack:
-        first = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
-        adapter = stack_adapter(model, first, recipe.lora, seed=recipe.seed)
-    else:
-        adapter = load_adapter(model, find_adapter(recipe.start_from, runs), base_fingerprint=fingerprint(folder))
-        _refuse_other_shape(recipe, adapter)
-        set_dropout(model, recipe.lora.dropout)
+    adapter = start_adapter(model, recipe, folder, runs)
     if recipe.adapter_dtype != "float32":
         compute_in_model_dtype(model)
     return model, adapter
-
-
-def _refuse_other_shape(recipe: Recipe, adapter: dict[str, Any]) -> None:
-    """Refuse a start whose adapter is not the one that the recipe describes: nothing is overruled in silence."""
-    theirs = adapter["lora_parameters"]
-    wanted = update_scale(recipe.lora)
-    problems = []
-    if adapter["fine_tune_type"] != recipe.adapter:
-        problems.append(Problem("adapter", f"start_from is {adapter['fine_tune_type']} (got {recipe.adapter})"))
-    if theirs["rank"] != recipe.lora.rank:
-        problems.append(Problem("lora.rank", f"start_from has rank {theirs['rank']} (got {recipe.lora.rank})"))
-    elif not math.isclose(theirs["scale"], wanted, rel_tol=1e-6) and not recipe.lora.rslora:
-        alpha = theirs["scale"] * theirs["rank"]
-        problems.append(Problem("lora.alpha", f"start_from has alpha {alpha:g} (got {recipe.lora.alpha:g})"))
-    if problems:
-        raise RecipeError(problems, fix="Its layers and targets are kept as well; to change them, start afresh.")
 
 
 def _unfreeze(model: nn.Module, patterns: list[str]) -> None:

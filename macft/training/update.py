@@ -6,7 +6,6 @@ nothing but rounding. A loss or gradient that is not finite changes no weight.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,11 +15,11 @@ from mlx.utils import tree_map
 
 from macft.data.batches import MicroBatch
 from macft.events import Metrics
-from macft.models.adapters import set_dropout_keys
+from macft.models.adapted import find_dropouts, set_dropout_keys
 from macft.training.distributed import ALONE, Ranks
 from macft.training.objectives import Objective, Sums, to_device
 from macft.training.optimizers import clip, global_norm
-from macft.training.packed import PackedOptimizer
+from macft.training.packed import PackedOptimizer, Places
 
 
 class Outcome(NamedTuple):
@@ -65,10 +64,16 @@ class Updater:
     ) -> None:
         self.model, self.objective, self.optimizer, self.seed, self.ranks = model, objective, optimizer, seed, ranks
         optimizer.init(model.trainable_parameters())
-        value_and_grad = nn.value_and_grad(model, partial(objective.sums, model))
+        self.places, self._dropouts = Places(model), find_dropouts(model)
+
+        def sums_of(parameters: dict[str, mx.array], *inputs: Any) -> Sums:
+            self.places.put(parameters)
+            return objective.sums(model, *inputs)
 
         def accumulate(batch: MicroBatch, whole: mx.array, key: mx.array, sums: Any) -> Any:
-            total, gradients = value_and_grad(batch, whole, key)
+            parameters = self.places.take()
+            total, gradients = mx.value_and_grad(sums_of)(parameters, batch, whole, key)
+            self.places.put(parameters)
             found = total, optimizer.pack(gradients)
             if sums is None:
                 return found
@@ -81,7 +86,7 @@ class Updater:
             return total / weight, norm, optimizer.cast(clip(gradients, norm, max_grad_norm))
 
         def apply(gradients: list[mx.array]) -> None:
-            optimizer.update_packed(model, gradients)
+            optimizer.update_packed(self.places, gradients)
 
         state = [model.state, optimizer.inner.state]
         wrap: Callable[..., Any] = mx.compile if compiled else lambda function, **_: function
@@ -102,11 +107,11 @@ class Updater:
         whole = mx.array(survey.astype(np.float32))
         sums: Any = None
         for number, batch in enumerate(batches):
-            set_dropout_keys(self.model, keys[2 * number])
+            set_dropout_keys(self._dropouts, keys[2 * number])
             sums = self._accumulate(to_device(batch), whole, keys[2 * number + 1], sums)
             mx.eval(sums)
         if sums is None:
-            nothing = map(mx.zeros_like, self.optimizer.pack(self.model.trainable_parameters()))
+            nothing = map(mx.zeros_like, self.optimizer.pack(self.places.take()))
             sums = Sums(mx.array(0.0), {}), list(nothing)
         summed, gradients = sums
         total, gradients = self.ranks.all_sum((summed.loss, gradients))
@@ -123,5 +128,5 @@ class Updater:
         if outcome.is_finite:
             self.optimizer.learning_rate = learning_rate
             self._apply(gradients)
-            mx.eval(self.model.trainable_parameters(), self.optimizer.inner.state)
+            mx.eval(self.places.take(), self.optimizer.inner.state)
         return outcome

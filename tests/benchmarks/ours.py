@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from macft.bench.clock import measure_peak
-from macft.bench.engine import Engine, plan_rows, read_rows
+from macft.bench.engine import Engine, layout_of, plan_rows, read_rows
 from macft.data.batches import Ints
 from macft.data.token_rows import TokenRows
 from macft.recipe import make_recipe
+from tests.benchmarks.counters import count
 
 
 class Ours:
@@ -67,9 +68,11 @@ class Ours:
         rows = self.rows[file]
         plan = plan_rows(rows, batch_size=batch_size, seed=0)
         self.batches[name] = rows, plan
+        laid_out = [layout_of(batch) for indices in plan for batch in self.engine.split(rows, indices)]
         return {
             "tokens": [int(rows.lengths[indices].sum()) for indices in plan],
             "work": [self.engine.work(rows, indices) for indices in plan],
+            "counters": count(len(plan), laid_out),
         }
 
     def reply(self, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from macft.bench.clock import timed
-from macft.bench.engine import plan_rows
+from macft.bench.engine import layout_flops, layout_of, plan_rows
 from macft.data.batches import Ints
 from macft.data.referenced import ReferencedRows
 from macft.data.response_rows import ResponseRows
@@ -41,7 +41,15 @@ class OurPreferences(Ours):
         plan = plan_rows(rows, batch_size=batch_size, seed=0)
         self.pairs[name] = rows, plan
         counted = ReferencedRows(rows, np.zeros((len(rows), 2), np.float32))
-        return {"rows": [indices.tolist() for indices in plan], "work": [self.engine.work(counted, i) for i in plan]}
+        batches = [self.engine.split(counted, indices) for indices in plan]
+        forward = [
+            [layout_flops(self.engine.shape, layout_of(one), backward=False) for one in batch] for batch in batches
+        ]
+        return {
+            "rows": [indices.tolist() for indices in plan],
+            "work": [self.engine.work(counted, indices) for indices in plan],
+            "reference": sum(map(sum, forward)),
+        }
 
     def step(self, plan: str, batch: int, *, peak: bool) -> dict[str, Any]:
         """Make one update and return what it took, and what its reference took before."""

@@ -39,6 +39,8 @@ class Peer:
     """A library's training loop and the batches it may be asked for."""
 
     package: str
+    compiles = False
+    """Whether a shape takes longer when it first comes."""
 
     def __init__(self, options: dict[str, Any], replies: Any) -> None:
         self.options, self.replies = options, replies
@@ -86,7 +88,8 @@ class Peer:
         rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
         order = self.order(rows, batch_size)
         self.plans[name] = [[rows[index] for index in indices] for indices in order]
-        return {"rows": order, "passes": [self.passes(batch) for batch in self.plans[name]]}
+        passes = [self.passes(batch) for batch in self.plans[name]]
+        return {"rows": order, "passes": passes, "compiles": self.compiles}
 
     def reply(self, values: dict[str, Any]) -> None:
         """Answer a command."""
@@ -107,6 +110,7 @@ class MlxLmLora(Peer):
     """mlx-lm-lora's `train_dpo`, with the second model that its command loads."""
 
     package = "mlx-lm-lora"
+    compiles = True
 
     def train(self) -> None:
         """Run `train_dpo`; the one thing of it that a CPU lacks is a limit for wired memory."""
@@ -208,6 +212,11 @@ class MlxTune(Peer):
 
     package = "mlx-tune"
     bucket = 64
+
+    @property
+    def compiles(self) -> bool:
+        """Only a step of several pairs is."""
+        return int(self.options["batch_size"]) > 1
 
     def train(self) -> None:
         """Run `train`, whose samples come from a list that it indexes."""

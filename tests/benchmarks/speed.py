@@ -1,21 +1,26 @@
-"""Real tokens a second, both sides alternating batch by batch."""
+"""Real tokens a second, both sides alternating batch by batch.
+
+The rule: a pair is made of both sides' batches at the same quantile of their own epochs, so the same share of light and
+heavy batches is timed on both.
+"""
 
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from macft.bench.clock import Peak
+import numpy as np
+
+from macft.bench.clock import Cost, Peak
 from macft.bench.flops import Shape, padded_flops
 from macft.bench.sample import Epoch, Estimate, Timed, compare_rates, spread, tokens_per_second
 from tests.benchmarks.worker import Worker
 
-FEWEST = 3
-"""Batches of a case, whatever the time."""
-REPAIRED_EVERY = 3
-"""Rounds between two looks at mlx-lm with its sort repaired."""
-THEIR_SHAPES = 6
-"""Different shapes that mlx-lm is timed on, in turns: a shape compiles when it first comes, and is not timed then."""
+PAIRS = 8
+"""Pairs of batches of a case, whatever the time: fewer say nothing of the spread."""
+WARM_BELOW = 8.0
+"""CPU seconds of a step below which it is made once before it is timed, where it is compiled for its shape; of a longer
+one the median of what compiling took is taken off instead."""
 
 
 class Side:
@@ -24,10 +29,10 @@ class Side:
     def __init__(self, worker: Worker, name: str, work: list[int], tokens: list[int]) -> None:
         self.worker, self.name, self.work = worker, name, work
         self.epoch = Epoch(sum(tokens), sum(work))
-        self.warm: set[int] = set()
-        self.padded = 0.0
         self.seconds: list[Timed] = []
         self.cpu_seconds: list[Timed] = []
+        self._warm: set[int] = set()
+        self._compiling: list[Cost] = []
 
     @property
     def flops_a_token(self) -> float:
@@ -35,13 +40,29 @@ class Side:
         return self.epoch.work / self.epoch.tokens
 
     def step(self, batch: int, *, compiles: bool = False) -> None:
-        """Time one batch; where a step is compiled for its shape, after it was made once."""
-        if compiles and self.work[batch] not in self.warm:
-            self.warm.add(self.work[batch])
-            self.worker.step(self.name, batch)
+        """Time one batch; where a step is compiled for its shape, without what that takes."""
+        took = self._step(batch)
+        if compiles and self.work[batch] not in self._warm:
+            self._warm.add(self.work[batch])
+            if took.cpu_seconds < WARM_BELOW or not self._compiling:
+                first, took = took, self._step(batch)
+                self._compiling.append(Cost(*np.subtract(first, took)))
+            else:
+                took = Cost(*np.subtract(took, np.median(self._compiling, axis=0)))
+        self.seconds.append(Timed(self.work[batch], took.seconds))
+        self.cpu_seconds.append(Timed(self.work[batch], took.cpu_seconds))
+
+    def warm_up(self, *, compiles: bool = False) -> None:
+        """Make the lightest batch's update; where steps are compiled, see with another one what that takes."""
+        _, places = np.unique(self.work, return_index=True)
+        self._step(int(places[0]))
+        if compiles:
+            first, second = (self._step(int(places[1])) for _ in range(2))
+            self._compiling.append(Cost(*np.subtract(first, second)))
+
+    def _step(self, batch: int) -> Cost:
         took = self.worker.step(self.name, batch)
-        self.seconds.append(Timed(self.work[batch], took["seconds"]))
-        self.cpu_seconds.append(Timed(self.work[batch], took["cpu_seconds"]))
+        return Cost(took["seconds"], took["cpu_seconds"])
 
 
 class Speed(NamedTuple):
@@ -59,12 +80,21 @@ class Speed(NamedTuple):
     repaired: Estimate | None
     """In CPU seconds, against mlx-lm with its length sort repaired."""
     useful_per_cpu_second: float
-    padded: float
-    """Share of mlx-lm's tokens that are padding."""
+    peak: Peak
+    """The fastest product, measured before and after the batches."""
 
 
 def compare_speed(
-    ours: Worker, peer: Worker, shape: Shape, *, data: str, file: Path, batch_size: int, batches: int, seconds: float
+    ours: Worker,
+    peer: Worker,
+    shape: Shape,
+    *,
+    data: str,
+    file: Path,
+    batch_size: int,
+    batches: int,
+    seconds: float,
+    with_repaired: bool,
 ) -> Speed:
     """Time batches of both sides' own epochs, from the lightest to the heaviest.
 
@@ -76,37 +106,27 @@ def compare_speed(
         file: The rows.
         batch_size: Rows an update.
         batches: Most that are timed of each side.
-        seconds: After so many no further round begins.
+        seconds: After so many, and the fewest pairs that say something, no further round begins.
+        with_repaired: Time mlx-lm with its length sort repaired as well.
     """
-    sides = [_our_side(ours, data, file, batch_size), _their_side(peer, shape, data, file, batch_size, sort=False)]
-    repaired = _their_side(peer, shape, data, file, batch_size, sort=True) if batch_size > 1 else None
-    our_batches, their_batches = spread(sides[0].work, batches), spread(sides[1].work, THEIR_SHAPES)
-    repaired_batches = spread(repaired.work, THEIR_SHAPES // 2) if repaired else []
-    lightest = min(range(len(sides[0].work)), key=sides[0].work.__getitem__)
-    ours.step(sides[0].name, lightest)
-    with_repaired: list[int] = []
+    our = _our_side(ours, data, file, batch_size)
+    their = _their_side(peer, shape, data, file, batch_size, sort=False)
+    repaired = [_their_side(peer, shape, data, file, batch_size, sort=True)] if with_repaired else []
+    sides = [our, their, *repaired]
+    peak = best_peak(ours, Peak())
+    for side in sides:
+        side.warm_up(compiles=side is not our)
+    places = list(zip(*(spread(side.work, batches) for side in sides), strict=True))
     started = time.monotonic()
-    for done, batch in enumerate(our_batches):
-        if done >= FEWEST and time.monotonic() - started > seconds:
+    for done, same_quantile in enumerate(places):
+        if done >= PAIRS and time.monotonic() - started > seconds:
             break
-        sides[0].step(batch)
-        sides[1].step(their_batches[done % len(their_batches)], compiles=True)
-        if repaired and done % REPAIRED_EVERY == 0:
-            repaired.step(repaired_batches[done // REPAIRED_EVERY % len(repaired_batches)], compiles=True)
-            with_repaired.append(done)
-        print(f"\r{data} batch {batch_size}: {done + 1} of {len(our_batches)} ", end="", file=sys.stderr, flush=True)
+        for side, batch in zip(sides, same_quantile, strict=True):
+            side.step(batch, compiles=side is not our)
+        print(f"\r{data} batch {batch_size}: {done + 1} of {len(places)} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return _speed(data, batch_size, sides, repaired, with_repaired)
-
-
-def _speed(data: str, batch_size: int, sides: list[Side], repaired: Side | None, rounds: list[int]) -> Speed:
-    our, their = sides
-    epochs = our.epoch, their.epoch
+    peak, epochs = best_peak(ours, peak), (our.epoch, their.epoch)
     work, cpu_seconds = map(sum, zip(*our.cpu_seconds, strict=True))
-    against = None
-    if repaired:
-        same_rounds = [our.cpu_seconds[place] for place in rounds]
-        against = compare_rates(same_rounds, repaired.cpu_seconds, (our.epoch, repaired.epoch), seed=0)
     return Speed(
         data=data,
         batch_size=batch_size,
@@ -117,10 +137,14 @@ def _speed(data: str, batch_size: int, sides: list[Side], repaired: Side | None,
         ratio=compare_rates(our.seconds, their.seconds, epochs, seed=0),
         cpu_ratio=compare_rates(our.cpu_seconds, their.cpu_seconds, epochs, seed=0),
         flops_allow=their.flops_a_token / our.flops_a_token,
-        repaired=against,
+        repaired=_against(our, repaired[0]) if repaired else None,
         useful_per_cpu_second=work / cpu_seconds,
-        padded=their.padded,
+        peak=peak,
     )
+
+
+def _against(our: Side, other: Side) -> Estimate:
+    return compare_rates(our.cpu_seconds, other.cpu_seconds, (our.epoch, other.epoch), seed=0)
 
 
 def _our_side(worker: Worker, data: str, file: Path, batch_size: int) -> Side:
@@ -134,9 +158,7 @@ def _their_side(worker: Worker, shape: Shape, data: str, file: Path, batch_size:
     plan = worker.plan(name, file=str(file), batch_size=batch_size, sort=sort)
     # The model sees one column less than a batch has: the last is only a target.
     work = [padded_flops(shape, rows=rows, length=columns - 1) for rows, columns in plan["shapes"]]
-    side = Side(worker, name, work, plan["tokens"])
-    side.padded = 1.0 - sum(plan["tokens"]) / sum(rows * columns for rows, columns in plan["shapes"])
-    return side
+    return Side(worker, name, work, plan["tokens"])
 
 
 def best_peak(worker: Worker, so_far: Peak) -> Peak:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macft.bench.clock import Peak
 from macft.bench.sample import Estimate
 from macft.machine import read_machine
+from macft.plan import CPU_TOKENS
+from tests.benchmarks.counters import MOST_COMPILATIONS, Counters
+from tests.benchmarks.curves import Curves
 from tests.benchmarks.memory import MIB, Memory
 from tests.benchmarks.speed import Speed
 
@@ -28,16 +30,19 @@ HEAD = """# macft against stock mlx-lm
 Made by `make bench`. {versions}; {on}; float32, OpenBLAS.
 CPU ratios show the algorithm. Nothing here was measured on Metal: `macft bench` prints what can be on a Mac.
 
-## Speed
-
 """
 HOW = """The same model folder, rows, batch size, BLAS and adapters (rank 8 on all linear layers).
-mlx-lm runs `tuner.trainer.train` unmodified, with `mask_prompt`; the first step of each shape, which compiles, is not
-timed. Both sides take turns batch by batch, each over batches of its own epoch that are spread evenly from the lightest
-to the heaviest; seconds are carried over to the epoch by the work in it. FLOPs allow: mlx-lm's operations a real token
-÷ macft's. Demands are held against CPU seconds, since other work shared the machine. Intervals: 95%, bootstrap over
-pairs of batches; a demand is met or missed where the whole interval says so, and open otherwise. Part of the ratio is
-that MLX's `exp` is slow on this backend and macft goes round it; that part says nothing of Metal."""
+mlx-lm runs `tuner.trainer.train` unmodified, with `mask_prompt`; what compiling a shape takes is not counted. Both
+sides take turns, each with the batch at the same quantile of the work in its own epoch; seconds are carried over to the
+epoch by the work in it. FLOPs allow: mlx-lm's operations a real token ÷ macft's, by one formula, which does not know
+what macft's last layer leaves out. Demands are held against CPU seconds, since other work shared the machine.
+Intervals: 95%, bootstrap over pairs of batches; a demand is met or missed where the whole interval says so, and open
+otherwise. Part of the ratio is that MLX's `exp` is slow on this backend and macft goes round it; that part says nothing
+of Metal."""
+COUNTED = f"""An update's rows are cut into passes of at most {CPU_TOKENS} tokens. Demands on bench_mix: padding ≤ 2%
+on the flat stream and ≤ 8% in padded rows, at most {MOST_COMPILATIONS} compilations an epoch. By default macft compiles
+nothing, and a new shape costs nothing (see Growth); with `compile = true` every shape is compiled once. The last column
+is why filling up to a few lengths is no way: the least padding with which {MOST_COMPILATIONS} would do."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,61 @@ class Machine:
         return cls(facts.chip, facts.cores, facts.system, versions)
 
 
-def result_lines(machine: Machine, speeds: Sequence[Speed], peak: Peak, memories: Sequence[Memory]) -> list[str]:
-    """Return the whole page."""
+def result_lines(
+    machine: Machine,
+    counted: Sequence[Counters],
+    speeds: Sequence[Speed],
+    memories: Sequence[Memory],
+    curves: Curves | None,
+) -> list[str]:
+    """Return the whole page: what is counted first, then what is timed."""
     versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
     on = f"{machine.chip}, {machine.cores} cores, {machine.system}"
-    lines = [*HEAD.format(versions=versions, on=on).splitlines(), *speed_lines(speeds, peak), "", *HOW.splitlines()]
-    if memories:
-        lines += ["", "## Peak memory above the weights", "", *memory_lines(memories)]
-    return lines
+    lines = HEAD.format(versions=versions, on=on).splitlines()
+    sections = [
+        ("Counters", counter_lines(counted) if counted else [], COUNTED.splitlines()),
+        ("Speed", speed_lines(speeds) if speeds else [], HOW.splitlines()),
+        ("Growth", curve_lines(curves) if curves else [], []),
+        ("Peak memory above the weights", memory_lines(memories) if memories else [], []),
+    ]
+    for title, table, text in sections:
+        if table:
+            lines += [f"## {title}", "", *table, "", *text, *([""] if text else [])]
+    return lines[:-1]
 
 
-def speed_lines(speeds: Sequence[Speed], peak: Peak) -> list[str]:
-    """Return the table of speeds, and the limit."""
+def counter_lines(counted: Sequence[Counters]) -> list[str]:
+    """Return the table of what was counted."""
+    head = [
+        "rows, batch",
+        "updates",
+        "passes",
+        "padding, flat stream",
+        "padding, padded rows",
+        "padding, mlx-lm",
+        "compilations",
+        "shapes",
+        f"padding with {MOST_COMPILATIONS} lengths",
+    ]
+    body = [
+        [
+            f"{epoch.data}, {epoch.batch_size}",
+            f"{epoch.updates:,}",
+            f"{epoch.passes:,}",
+            f"{epoch.padded_on_stream:.1%}",
+            f"{epoch.padded_in_rows:.1%}",
+            f"{epoch.theirs_padded:.0%}",
+            "0",
+            f"{epoch.shapes:,}",
+            f"{epoch.least_padding:.1%}",
+        ]
+        for epoch in counted
+    ]
+    return markdown([head, *body])
+
+
+def speed_lines(speeds: Sequence[Speed]) -> list[str]:
+    """Return the table of speeds."""
     head = [
         "rows, batch",
         "batches timed",
@@ -79,8 +127,9 @@ def speed_lines(speeds: Sequence[Speed], peak: Peak) -> list[str]:
         "FLOPs allow",
         "demand",
         "against a repaired sort",
-        "mlx-lm's padding",
-        "macft ÷ matmul peak",
+        "GFLOP a CPU second",
+        "matmul peak",
+        f"MFU (≥ {SHARE_DEMAND:.0%})",
     ]
     body = [
         [
@@ -93,15 +142,45 @@ def speed_lines(speeds: Sequence[Speed], peak: Peak) -> list[str]:
             f"{speed.flops_allow:.2f}",
             speed_demand(speed),
             interval(speed.repaired, speed.batches) if speed.repaired else NOTHING,
-            f"{speed.padded:.0%}",
-            f"{speed.useful_per_cpu_second / peak.per_cpu_second:.0%}" if peak.per_cpu_second else NOTHING,
+            f"{speed.useful_per_cpu_second / 1e9:.1f}",
+            f"{speed.peak.per_cpu_second / 1e9:.1f}",
+            f"{share:.0%} {'✔' if share >= SHARE_DEMAND else '✘'}",
         ]
         for speed in speeds
+        for share in [speed.useful_per_cpu_second / speed.peak.per_cpu_second]
     ]
-    on_cpu, on_clock = peak.per_cpu_second / 1e9, peak.per_second / 1e9
-    limit = f"Fastest matrix product of the run: {on_cpu:.0f} GFLOP a CPU second, {on_clock:.0f} GFLOP/s on the clock; "
-    limit += f"the last column is in CPU seconds (demand: ≥ {SHARE_DEMAND:.0%})."
-    return [*markdown([head, *body]), "", limit]
+    return markdown([head, *body])
+
+
+def curve_lines(curves: Curves) -> list[str]:
+    """Return how cost grows: with a sequence against its operations, and with the rows of a set."""
+    first, set_ = curves.sequences[0], curves.sets[0]
+    tokens = [
+        [
+            f"{point.size:,} tokens",
+            f"{point.cpu_seconds / point.size * 1e3:.1f} ms",
+            f"{point.cpu_seconds / point.size / (first.cpu_seconds / first.size):.2f}",
+            f"{point.work / point.size / (first.work / first.size):.2f}",
+            f"{point.work / point.cpu_seconds / curves.peak.per_cpu_second:.0%}",
+        ]
+        for point in curves.sequences
+    ]
+    rows = [
+        [
+            f"{point.size:,} rows",
+            f"{point.cpu_seconds / point.size * 1e3:.2f} ms",
+            f"{point.cpu_seconds / point.size / (set_.cpu_seconds / set_.size):.2f}",
+        ]
+        for point in curves.sets
+    ]
+    new, seen = curves.new_shapes
+    return [
+        *markdown([["one row of", "CPU time a token", "times the first", "FLOPs say", "MFU"], *tokens]),
+        "",
+        *markdown([["a set of", "CPU time a row, from file to an epoch's batches", "times the first"], *rows]),
+        "",
+        f"Twelve lengths, each updated twice: {new:.1f} CPU seconds at first sight, {seen:.1f} at second.",
+    ]
 
 
 def memory_lines(memories: Sequence[Memory]) -> list[str]:

@@ -86,6 +86,23 @@ def test_a_checkpoint_is_a_voice(shelf: Shelf) -> None:
         find_source("one@latest", home=shelf.home, runs=shelf.runs)
 
 
+@pytest.mark.parametrize(("stack", "targets"), [(True, "all"), (True, "mlp"), (False, "attention")])
+def test_a_checkpoint_stands_on_what_its_training_started_from(shelf: Shelf, stack: bool, targets: str) -> None:
+    """Of a stacked run it holds the second adapter only; of a continued one, the layers of the first."""
+    first = shelf.add_run("first", seed=1, targets="attention")
+    run = shelf.add_run("second", seed=7, over=first, stack=stack, **({"targets": targets} if stack else {}))
+    voices = open_all(shelf, "first", "second", "second@2", "second@4")
+    assert isinstance(voices, Batch)
+    replies = ask_all(voices, [QUESTION] * 5)
+    expected = [stock(shelf.tiny, adapter, QUESTION, 12) for adapter in (None, first.adapter, run.adapter)]
+    assert [reply.token_ids for reply in replies[:3]] == expected
+    assert replies[4].token_ids == expected[2]
+    assert len({tuple(reply.token_ids) for reply in replies}) == 4
+    (first.adapter / "adapter_config.json").unlink()
+    with pytest.raises(RunError, match=r"start_from of second: .*first"):
+        open_all(shelf, "second@2")
+
+
 def test_dora_takes_turns_on_the_same_weights_and_says_so(shelf: Shelf) -> None:
     run, dora = shelf.add_run("one", seed=1), shelf.add_run("dora", seed=2, kind="dora")
     voices = open_all(shelf, "one", "dora")

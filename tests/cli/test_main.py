@@ -21,6 +21,10 @@ COMMANDS = [
     ["runs", "list"],
     ["runs", "rm"],
     ["data", "check"],
+    ["data", "clean"],
+    ["data", "split"],
+    ["data", "mix"],
+    ["data", "replay"],
     ["data", "show"],
     ["recipes"],
     ["recipes", "list"],
@@ -31,6 +35,7 @@ COMMANDS = [
     ["models"],
     ["chat"],
     ["compare"],
+    ["eval"],
     ["fuse"],
     ["merge"],
     ["export"],
@@ -39,6 +44,8 @@ COMMANDS = [
     ["bench"],
     ["plan"],
 ]
+
+ROW = '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is four."}]}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -265,14 +272,37 @@ def test_models_are_listed_with_what_is_wrong(macft, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["check"], ["show", "--row", "1"]], ids=lambda value: value[0])
-@pytest.mark.parametrize(
-    ("model", "code"), [("./nope", 3), ("nope", 3), ("smollm2-135m", 6), ("org/name", 6), (None, 6)]
-)
-def test_data_needs_a_model_that_is_here(macft, command, model, code):
-    chosen = ["--model", model] if model else []
-    exit_code, out, err = macft("data", command[0], "rows.jsonl", *command[1:], *chosen)
+@pytest.mark.parametrize(("model", "code"), [("./nope", 3), ("nope", 3), ("smollm2-135m", 6), ("org/name", 6)])
+def test_tokens_need_a_model_that_is_here(macft, tmp_path, command, model, code):
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    exit_code, out, err = macft("data", command[0], "rows.jsonl", *command[1:], "--model", model)
     assert (exit_code, out) == (code, "")
-    assert err.startswith("macft: ")
+    assert "macft: " in err
+
+
+def test_rows_are_checked_without_a_model(macft, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(ROW + ROW + "{}\n")
+    code, out, err = macft("data", "check", "rows.jsonl")
+    assert code == 3
+    assert "▲ 1 row: the same as an earlier row of the file (rows.jsonl:2)" in out
+    assert "try prompting first" in out
+    assert "rows.jsonl:3: has no column that macft knows" in err
+    found = json.loads(macft("data", "check", "rows.jsonl", "--json", "--no-near")[1])
+    assert found["schema"] == 1
+    assert found["counts"] == {"unreadable": 1, "duplicate": 1}
+    assert {finding["where"] for finding in found["findings"]} == {"rows.jsonl:3", "rows.jsonl:2"}
+    assert macft("data", "check", "rows.jsonl", "--all")[1].startswith("rows.jsonl:3: unreadable: ")
+
+
+def test_rows_are_cleaned_into_a_new_file(macft, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(ROW + ROW)
+    code, out, err = macft("data", "clean", "rows.jsonl", "--out", "clean.jsonl")
+    assert (code, out) == (0, "clean.jsonl\n")
+    assert "kept 1 rows; left out: 1 duplicate; each is named in clean.removed.jsonl" in err
+    assert (tmp_path / "clean.jsonl").read_text() == ROW
+    done = json.loads(macft("data", "clean", "rows.jsonl", "--out", "clean.jsonl", "--json")[1])
+    assert (done["schema"], done["kept"], done["removed"]) == (1, 1, {"duplicate": 1})
+    assert macft("data", "clean", "rows.jsonl", "--out", "rows.jsonl")[0] == 3
 
 
 @pytest.mark.parametrize(("name", "code"), [("nope", 3), ("smollm2-135m", 6)])

@@ -81,7 +81,15 @@ def test_a_batch_lays_rows_into_a_stream_and_finds_them_again() -> None:
     assert batch.targets[real].tolist() == [6, 7, 8, 12, 13, 1, 2]
     assert batch.tokens[batch.positions[real]].tolist() == [5, 6, 7, 11, 12, 0, 1]
     assert batch.segment[real].tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert len(batch.targets) % 16 == 0
+    assert real.all()
+
+
+def test_rows_without_a_target_have_one_filler() -> None:
+    rows = Rows([3, 2])
+    rows.row = lambda index: (np.arange(3 - index), np.zeros(3 - index, np.bool_))  # type: ignore[method-assign]
+    batch = make_batch(rows, np.array([0, 1]))
+    assert batch.weight.tolist() == [0.0]
+    assert len(batch.positions) == len(batch.targets) == len(batch.segment) == 1
 
 
 def test_the_first_token_of_a_row_is_never_a_target() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,20 @@ from macft.data.chat_template import (
     decode,
     encode,
     encode_prompt,
+    encode_responses,
     encode_with_notes,
     find_stop_ids,
     render_prompt,
 )
-from macft.data.examples import ChatExample, CompletionExample, Message, RowProblem, TextExample, ToolCall
+from macft.data.examples import (
+    ChatExample,
+    CompletionExample,
+    Message,
+    ResponseExample,
+    RowProblem,
+    TextExample,
+    ToolCall,
+)
 from macft.data.turns import PROMPT_DIFFERS, SYSTEM_MERGED, THINKING_HIDDEN, TOOLS_IGNORED
 from tests.data.formats import BY_NAME, FORMATS, Format, load
 
@@ -371,6 +381,32 @@ def test_a_token_that_straddles_the_border_is_cut_there():
     encoded, notes = encode_with_notes(chat, load("chatml"), train_on="assistant")
     assert BORDER_CUT in notes
     assert encoded.ids[: int(np.argmax(encoded.mask))].tolist() == render_prompt(chat.messages[:1], load("chatml"))
+
+
+class Counting:
+    """A tokenizer that counts the prompts it is asked for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.prompts = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+        self.prompts += options["add_generation_prompt"]
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+
+def test_a_prompt_is_rendered_once_for_all_its_responses():
+    tokenizer = Counting(load("chatml"))
+    past = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    pair = ResponseExample(past, ((Message("assistant", "good"),), (Message("assistant", "bad"),)))
+    encoded, _ = encode_responses(pair, tokenizer)
+    assert encoded.prompt.tolist() == render_prompt(past, load("chatml"))
+    assert tokenizer.prompts == 4  # plain and marked, before the turn of the past and before the answers
+    other = ResponseExample((Message("user", "d"), *past[1:]), pair.responses)
+    assert encode_responses(other, tokenizer)[0].prompt.tolist() == render_prompt(other.prompt, load("chatml"))
+    assert tokenizer.prompts == 8
 
 
 def test_a_broken_template_is_a_problem_of_the_row():

@@ -12,7 +12,7 @@ import pytest
 from macft.data.cache import prepare_once
 from macft.data.pool import ROWS_A_TASK, Workers
 from macft.data.prepare import Prepared, prepare
-from macft.data.spool import HELD_BYTES, Places, Spool
+from macft.data.spool import HELD_BYTES, Origins, Spool
 from macft.errors import DataError
 from macft.recipe import DataTable, EvaluateTable
 from tests.data.formats import load
@@ -126,11 +126,11 @@ def test_a_spool_gives_back_what_it_was_given() -> None:
 
 def test_places_are_the_texts_they_stand_for() -> None:
     texts = ["a.jsonl:1", "a.jsonl:20", "b c.jsonl:3", "no line", "x:0", "x:007", ":5", "book.txt:1", "x:12:9", ""]
-    places = Places.of(texts)
+    places = Origins.of(texts)
     assert list(places) == texts
     assert places == texts
     assert places[-1] == ""
     assert places[1:3] == texts[1:3]
-    assert list(Places(places.names, places.numbers.tobytes())) == texts
+    assert list(Origins(places.names, places.numbers.tobytes())) == texts
     with pytest.raises(IndexError):
         places[len(texts)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from macft.data.chat_template import decode, encode
-from macft.data.examples import ChatExample, CompletionExample, Message, TextExample, ToolCall
+from macft.data.examples import ChatExample, CompletionExample, Message, ResponseExample, TextExample, ToolCall
 from macft.data.questions import ENDING_TOKENS, OPENING_TOKENS, make_question
 from macft.measure.answers import score_answers
 from tests.data.formats import FORMATS, Format, load
@@ -60,3 +60,12 @@ def test_a_text_is_continued() -> None:
     assert text.startswith(question.text + question.reference)
     assert len(question.ids) == OPENING_TOKENS
     assert len(tokenizer.encode(question.reference, add_special_tokens=False)) == ENDING_TOKENS
+
+
+@pytest.mark.parametrize(("label", "reference"), [(True, "Clear."), (False, ""), (None, "Clear.")])
+def test_a_preference_asks_its_prompt_and_expects_no_bad_answer(label: bool | None, reference: str) -> None:
+    responses = ((Message("assistant", "Clear."),), (Message("assistant", "Who knows?"),))
+    example = ResponseExample((ASK,), responses if label is None else responses[:1], label=label)
+    question = make_question(example, load("chatml"), enable_thinking=False)
+    assert question is not None
+    assert (question.text, question.reference) == ("Weather in Paris?", reference)

@@ -1,11 +1,13 @@
 """Make the golden numbers of preference tuning with TRL's own trainers.
 
 Made with Python 3.11, torch 2.13.0 (CPU, one thread), transformers 5.23.0, peft 0.21.2, trl 1.10.0 and numpy 2.4.6, in
-fp32 with eager attention. `README.md` beside this file says how to run it again.
+fp64 with eager attention. `README.md` beside this file says how to run it again.
 
 The rule: no formula is written here. A trainer is built as a user would, with a fresh LoRA adapter that is then given
 the `llama` case's weights (so the reference is the base model), its own collator makes the batch and its own
-`compute_loss` the loss; the metrics are what it would log. Two of its answers are taken one response at a time:
+`compute_loss` the loss; the metrics are what it would log. The weights are fp32's, but all that is computed is in fp64,
+also where transformers asks for fp32, so that a comparison shows the rounding of the other side alone: a difference of
+two sums of 300 nats is good to 3e-5 in fp32. Two of its answers are taken one response at a time:
 
 - TRL 1.10 dropped label smoothing from DPO's `sigmoid`. Its `aot_unpaired` has it, and on a batch of one pair, where
   there is nothing to sort, is conservative DPO: `cdpo` is the mean of such batches.
@@ -13,7 +15,8 @@ the `llama` case's weights (so the reference is the base model), its own collato
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,8 +64,31 @@ def make_trainer(kind: type, config: type, rows: Iterable[dict[str, Any]], **opt
     missing = trainer.model.load_state_dict(given, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
         raise RuntimeError(f"the adapter does not fit: {missing}")
+    compute_in_float64(trainer.model)
     trainer.model.train()
     return trainer
+
+
+def compute_in_float64(model: torch.nn.Module) -> None:
+    """Take the rounding of fp32 out of a model: of its weights' products, and of RoPE's angles."""
+    model.double()
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            exponents = torch.arange(0, 2 * len(module.inv_freq), 2, dtype=torch.float64) / (2 * len(module.inv_freq))
+            module.inv_freq = module.config.rope_parameters["rope_theta"] ** -exponents
+
+
+@contextmanager
+def float64_for_float32() -> Iterator[None]:
+    """Give fp64 to code that asks for fp32 by name, as transformers' norms, softmax and RoPE do."""
+    own, own_method = torch.float32, torch.Tensor.float
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32 = torch.float = own
+        torch.Tensor.float = own_method
 
 
 def batch_of(trainer: Any, rows: Iterable[int]) -> Inputs:
@@ -70,6 +96,7 @@ def batch_of(trainer: Any, rows: Iterable[int]) -> Inputs:
     return trainer.data_collator([trainer.train_dataset[row] for row in rows])
 
 
+@float64_for_float32()
 def measured(trainer: Any, inputs: Inputs) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the loss with its graph, and what the trainer would log."""
     if isinstance(trainer, DPOTrainer | KTOTrainer):
@@ -79,13 +106,24 @@ def measured(trainer: Any, inputs: Inputs) -> tuple[torch.Tensor, dict[str, floa
     return trainer.get_batch_loss_metrics(trainer.model, inputs)
 
 
+@torch.no_grad()
+@float64_for_float32()
+def sums_beside(trainer: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Return the reference's log-probabilities, and of KTO the mismatched responses'."""
+    reference = trainer.compute_ref_log_probs(trainer.model, inputs)
+    if isinstance(trainer, DPOTrainer):
+        return dict(zip(("chosen", "rejected"), reference, strict=True))
+    of_policy = trainer._compute_kl_logps(trainer.model, inputs)
+    return {"reference": reference[0], "kl_reference": reference[1], "kl_policy": of_policy}
+
+
 def case(name: str, trainer: Any, batches: list[Inputs]) -> Arrays:
-    """Loss, metrics and gradients, each the mean over the batches."""
+    """Loss, metrics and gradients (kept in float32), each the mean over the batches."""
     trainer.model.zero_grad()
     losses, logged = zip(*(measured(trainer, inputs) for inputs in batches), strict=True)
     loss = torch.stack(list(losses)).mean()
     loss.backward()
-    gradients = {key: tensor.grad for key, tensor in adapter_tensors(trainer.model).items()}
+    gradients = {key: tensor.grad.float() for key, tensor in adapter_tensors(trainer.model).items()}
     metrics = {key: np.float64(np.mean([one[key] for one in logged])) for key in logged[0] if key.startswith(REPORTED)}
     print(f"{name:14} loss {loss.item():.6f}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return (
@@ -117,20 +155,19 @@ def dpo_numbers() -> Arrays:
         if name in ("sigmoid", "sigmoid_ld"):
             prefix = "logprobs/ld/" if name == "sigmoid_ld" else "logprobs/"
             whole = batch_of(trainer, range(PAIRS))
-            values = trainer.compute_ref_log_probs(trainer.model, whole)
-            arrays |= named(f"{prefix}reference/", zip(("chosen", "rejected"), values, strict=True))
+            arrays |= named(f"{prefix}reference/", sums_beside(trainer, whole))
             single = [measured(trainer, batch_of(trainer, [row]))[1] for row in range(PAIRS)]
-            sides = {side: torch.tensor([one[f"logps/{side}"] for one in single]) for side in ("chosen", "rejected")}
-            arrays |= named(f"{prefix}policy/", sides.items())
+            sides = ("chosen", "rejected")
+            arrays |= named(f"{prefix}policy/", {side: [one[f"logps/{side}"] for one in single] for side in sides})
         for row, example in enumerate(trainer.train_dataset):
             for side in ("prompt", "chosen", "rejected"):
                 arrays[f"ids/{side}/{row}"] = np.array(example[f"{side}_ids"], dtype=np.int32)
     return arrays
 
 
-def named(prefix: str, values: Iterable[tuple[str, torch.Tensor]]) -> Arrays:
-    """Name arrays, float32."""
-    return {f"{prefix}{key}": value.detach().numpy().astype(np.float32) for key, value in values}
+def named(prefix: str, values: Mapping[str, Any]) -> Arrays:
+    """Name arrays, float64."""
+    return {f"{prefix}{key}": np.asarray(value, dtype=np.float64) for key, value in values.items()}
 
 
 def reference_free_numbers() -> Arrays:
@@ -165,15 +202,10 @@ def kto_numbers() -> Arrays:
         trainer = make_trainer(KTOTrainer, KTOConfig, rows, **options)
         whole = batch_of(trainer, range(PAIRS))
         arrays |= case(name, trainer, [whole])
-        with torch.no_grad():
-            reference, kl_reference = trainer.compute_ref_log_probs(trainer.model, whole)
-            kl_policy = trainer._compute_kl_logps(trainer.model, whole)
+        arrays |= named("logprobs/kto/", sums_beside(trainer, whole))
         single = [measured(trainer, batch_of(trainer, [row]))[1] for row in range(PAIRS)]
-        policy = torch.tensor([one.get("logps/chosen", one.get("logps/rejected")) for one in single])
-        arrays |= named(
-            "logprobs/kto/",
-            (("reference", reference), ("kl_reference", kl_reference), ("kl_policy", kl_policy), ("policy", policy)),
-        )
+        policy = [one.get("logps/chosen", one.get("logps/rejected")) for one in single]
+        arrays |= named("logprobs/kto/", {"policy": policy})
     return arrays
 
 

@@ -56,7 +56,7 @@ class PreferenceCase:
         options: In macft's names; `alpha` and `sft_weight` weigh the cross-entropy on chosen.
         loss: Of the whole batch, nats.
         metrics: Under TRL's names.
-        gradients: d loss / d LoRA, `model.layers.N.<target>.lora_a` (in, r) and `.lora_b` (r, out).
+        gradients: d loss / d LoRA, `model.layers.N.<target>.lora_a` (in, r) and `.lora_b` (r, out); float32.
     """
 
     options: Mapping[str, Any]
@@ -67,7 +67,7 @@ class PreferenceCase:
 
 @dataclass(frozen=True, slots=True)
 class GoldenPreference:
-    """One batch of real pairs and what TRL says about it in fp32.
+    """One batch of real pairs and what TRL says about it in fp64.
 
     Attributes:
         rows: The pairs as text.

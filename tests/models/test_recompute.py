@@ -10,7 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macft.data.batches import Batch, make_batch
-from macft.models.adapters import attach, set_dropout_keys
+from macft.models.adapted import find_dropouts, set_dropout_keys
+from macft.models.adapters import attach
 from macft.models.head import Head, find_head
 from macft.models.load import load_model
 from macft.models.recompute import recompute
@@ -35,7 +36,7 @@ def model_of(name: str, *, quantize: int | None = None, dropout: float = 0.0, ki
         for key, value in tree_flatten(model.trainable_parameters())
     ]
     model.load_weights(filled, strict=False)
-    set_dropout_keys(model, mx.random.key(7))
+    set_dropout_keys(find_dropouts(model), mx.random.key(7))
     return model.train()
 
 

@@ -44,6 +44,31 @@ def model_of(name: str, *, quantize: int | None = None) -> nn.Module:
 def test_every_golden_family_takes_streams(name: str) -> None:
     stream = prepare_stream(model_of(name), longest=4)
     assert stream.layers == len(model_of(name).layers), stream.why_not
+    assert stream.narrows
+
+
+class Watched(nn.Module):
+    """Notes the shapes that it is called with."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, []
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.seen.append(x.shape)
+        return self.inner(x)
+
+
+def test_after_its_attention_the_last_layer_sees_only_what_is_supervised() -> None:
+    model, batch = model_of("llama"), batch_of("llama")
+    stream = prepare_stream(model, longest=64)
+    watched = [Watched(layer.mlp) for layer in model.layers]
+    for layer, mlp in zip(model.layers, watched, strict=True):
+        layer.mlp = mlp
+    stream.runner(batch)(model.model)
+    tokens, wanted = batch.tokens.size, batch.positions.size
+    assert wanted < tokens
+    assert [mlp.seen[0][1] for mlp in watched] == [tokens] * (len(watched) - 1) + [wanted]
 
 
 def test_what_does_not_fit_a_stream_says_why_and_stays_as_it_was() -> None:
@@ -95,7 +120,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     def losses(ids: list[np.ndarray], masks: list[np.ndarray]) -> list[np.ndarray]:
         changed = type(rows)(ids, masks)
         batch = Batch(*(mx.array(part) for part in make_batch(changed, np.arange(len(ids)))))
-        logprobs = np.array(head.logprobs(model, stream.runner(batch), batch.positions, batch.targets))
+        logprobs = np.array(head.logprobs(model, stream.runner(batch), batch.targets))
         real, segment = np.array(batch.weight) > 0, np.array(batch.segment)
         return [logprobs[real & (segment == row)] for row in range(len(ids))]
 

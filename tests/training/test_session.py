@@ -19,8 +19,9 @@ from macft.chat.panes import Sampling
 from macft.chat.session import open_chat
 from macft.errors import DataError, MacftError, ModelError, RecipeError, RunError, Stopped
 from macft.events import Evaluated, Event, RunEnded, Sampled, Scored, StepDone, StepSkipped, TrainingPlanned, Warned
-from macft.models.adapters import CONFIG, WEIGHTS, load_adapter, load_tensors
+from macft.models.adapters import CONFIG, WEIGHTS, load_adapter
 from macft.models.load import load_model
+from macft.models.tensors import load_tensors
 from macft.recipe import dump_recipe, make_recipe
 from macft.run import Run
 from macft.training.checkpoint import LATEST
@@ -343,7 +344,7 @@ def test_a_run_tells_what_was_cut_repeated_and_leaked(
     lines = rows.read_text().splitlines()
     turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a long answer " * 20}]
     rows.write_text("\n".join([*lines, *lines[:4], json.dumps({"messages": turns})]) + "\n")
-    data = {"valid": str(tmp_path / "valid.jsonl")}
+    data = {"valid": str(tmp_path / "valid.jsonl"), "leaks": "allow"}
     (tmp_path / "valid.jsonl").write_text(lines[0] + "\n")
     life = Life(recipe_of(steps=1, max_seq_length=120, data=data), tmp_path / "run").live()
     warned = {event.message: event.fix for event in life.of(Warned)}
@@ -352,6 +353,22 @@ def test_a_run_tells_what_was_cut_repeated_and_leaked(
         "repeat an earlier training row (rows: 4)",
         "in data.valid or data.test are also trained on (rows: 1)",
     } == {message for message, fix in warned.items() if fix}
+
+
+def test_a_run_with_leaks_does_not_start(rows: Path, recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text(rows.read_text().splitlines()[2] + "\n")
+    life = Life(recipe_of(steps=1, data={"valid": str(tmp_path / "valid.jsonl")}), tmp_path / "run")
+    with pytest.raises(DataError, match=rf"valid\.jsonl:1: is held out, and asks what {rows.name}:3 asks"):
+        life.live()
+    assert not life.of(TrainingPlanned)
+
+
+def test_general_rows_are_trained_on_beside_the_others(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    alone = Life(recipe_of(steps=1), tmp_path / "alone").live()
+    mixed = Life(recipe_of(steps=1, data={"keep_general": 0.5}), tmp_path / "mixed").live()
+    rows = [life.of(TrainingPlanned)[0].train_rows for life in (alone, mixed)]
+    assert rows[0] + 10 < rows[1] <= rows[0] + 23  # some are longer than the tiny model reads
+    assert len({life.of(TrainingPlanned)[0].valid_rows for life in (alone, mixed)}) == 1
 
 
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run(recipe_of: Callable[..., Any], tmp_path: Path) -> None:

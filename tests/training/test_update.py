@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from macft.data.batches import make_batch, split_micro_batches
-from macft.models.adapters import adapter_parameters, adapters_off, attach, set_dropout_keys
+from macft.data.batches import Batch, make_batch, split_micro_batches
+from macft.models.adapted import find_dropouts, set_dropout_keys
+from macft.models.adapters import adapter_parameters, adapters_off, attach
 from macft.models.load import load_model
 from macft.recipe import LoraTable, OptimizerTable
 from macft.training.evaluate import evaluate
@@ -20,6 +21,12 @@ from tests.training.conftest import ArrayRows, adapted, objective_of, rows_of
 def batch_of(rows: ArrayRows):
     batch = make_batch(rows, np.arange(len(rows)))
     return type(batch)(*(mx.array(part) for part in batch))
+
+
+def with_fillers(batch: Batch, count: int) -> Batch:
+    """Add targets that carry no weight."""
+    names = ("positions", "targets", "weight", "segment")
+    return batch._replace(**{name: mx.pad(getattr(batch, name), (0, count)) for name in names})
 
 
 def loss_and_gradients(model: nn.Module, rows: ArrayRows) -> tuple[float, dict[str, np.ndarray]]:
@@ -109,6 +116,20 @@ def test_a_compiled_update_equals_an_uncompiled_one(llama: GoldenCase) -> None:
     assert largest_difference(updates(llama, micro_batch_size=2, compiled=True), plain) < 1e-5
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_shape_is_compiled_once_where_the_recipe_says_so_and_else_never(llama: GoldenCase, compiled: bool) -> None:
+    model, rows = adapted(llama, "lora"), rows_of(llama)
+    objective, runs = objective_of(model), []
+    sums = objective.sums
+    objective.sums = lambda *inputs: runs.append(1) or sums(*inputs)  # type: ignore[method-assign,func-returns-value]
+    optimizer = make_optimizer(OptimizerTable(), 1e-3)
+    updater = Updater(model, objective, optimizer, max_grad_norm=1.0, seed=0, compiled=compiled)
+    for step, row in enumerate((0, 1, 0, 0, 1), start=1):
+        updater(step, [make_batch(rows, np.array([row]))], 1e-3)
+    assert rows.lengths[0] != rows.lengths[1]
+    assert len(runs) == (2 if compiled else 5)
+
+
 def test_dropout_changes_with_the_key_and_is_off_in_evaluation(llama: GoldenCase) -> None:
     model, _ = load_model(llama.folder, compute_dtype="float32")
     attach(model, LoraTable(rank=4, alpha=8.0, dropout=0.5), kind="lora", seed=0)
@@ -116,7 +137,7 @@ def test_dropout_changes_with_the_key_and_is_off_in_evaluation(llama: GoldenCase
     rows, losses = rows_of(llama), []
     model.train()
     for key in (1, 1, 2):
-        set_dropout_keys(model, mx.random.key(key))
+        set_dropout_keys(find_dropouts(model), mx.random.key(key))
         losses.append(loss_and_gradients(model, rows)[0])
     assert losses[0] == losses[1] != losses[2]
     loss, *_ = evaluate(model, objective_of(model), rows, tokens=999)
@@ -139,14 +160,14 @@ def test_with_its_adapter_off_the_model_is_its_base_bit_for_bit(llama: GoldenCas
 def test_fillers_and_other_rows_change_nothing(llama: GoldenCase) -> None:
     """Filler targets carry weight 0; the loss of a row does not depend on what lies beside it in the stream."""
     model, rows = adapted(llama, "lora"), rows_of(llama)
-    objective, batch = objective_of(model), batch_of(rows)
+    objective, batch = objective_of(model), with_fillers(batch_of(rows), 3)
     run = objective.stream.runner(batch)
-    before = objective.head.logprobs(model, run, batch.positions, batch.targets)
+    before = objective.head.logprobs(model, run, batch.targets)
     tokens, start = np.array(batch.tokens), int(rows.lengths[:2].sum())
     tokens[start : start + rows.lengths[2]] = 9
     targets = mx.where(batch.weight > 0, batch.targets, 11)
     changed = batch._replace(tokens=mx.array(tokens), targets=targets)
-    after = objective.head.logprobs(model, objective.stream.runner(changed), changed.positions, changed.targets)
+    after = objective.head.logprobs(model, objective.stream.runner(changed), changed.targets)
     for row in (0, 1, 3):
         mine = np.array((batch.segment == row) & (batch.weight > 0))
         assert np.array_equal(np.array(before)[mine], np.array(after)[mine])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx import optimizers
 from mlx.utils import tree_flatten
@@ -28,7 +27,7 @@ from macft.recipe import LoraTable, Recipe, make_recipe
 from macft.training.distributed import Ranks, joined
 from macft.training.evaluate import evaluate
 from macft.training.objectives import make_objective
-from macft.training.packed import VECTOR_VALUES, PackedOptimizer
+from macft.training.packed import VECTOR_VALUES, PackedOptimizer, Places
 from macft.training.update import Updater
 from tests.golden import load_case
 from tests.training.conftest import random_responses, rows_of
@@ -48,9 +47,9 @@ class Recorder(PackedOptimizer):
         super().__init__(optimizers.SGD(LEARNING_RATE), VECTOR_VALUES)
         self.kept: list[dict[str, mx.array]] = []
 
-    def update_packed(self, model: nn.Module, gradients: Sequence[mx.array]) -> None:
+    def update_packed(self, places: Places, gradients: Sequence[mx.array]) -> None:
         self.kept.append(dict(tree_flatten(self.unpack(gradients))))
-        super().update_packed(model, gradients)
+        super().update_packed(places, gradients)
 
 
 def make_updates(ranks: Ranks, method: str) -> tuple[dict[str, mx.array], list[Any]]:

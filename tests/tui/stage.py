@@ -2,31 +2,44 @@
 
 import asyncio
 import os
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from textual.pilot import Pilot
 
+from macft import api
 from macft.events import Event, RunEnded, RunStarted, StepDone
 from tests.cli.recorded import STARTED, done, failed, training, write_run
 from tui.app import Studio
+from tui.rows import RowsChild
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 UPDATE = "MACFT_UPDATE_SNAPSHOTS"
 SMALL, LARGE = (80, 24), (120, 36)
-LOOK_SECONDS = 20.0
+LOOK_SECONDS = 60.0
+SEED = 0
+"""In blind comparisons, the second voice sits in pane A of the first talk."""
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 Act = Callable[["Pilot[None]"], Awaitable[None]]
 
 
-def perform(runs: Path, act: Act, size: tuple[int, int] = LARGE) -> None:
+def perform(
+    runs: Path,
+    act: Act,
+    size: tuple[int, int] = LARGE,
+    *,
+    worker: Sequence[str] = FAKE_WORKER,
+    start_rows: Callable[[], RowsChild] = api.start_rows,
+) -> None:
     """Open a studio on a folder of runs and let `act` use it."""
     os.environ["TZ"] = "UTC"
     time.tzset()
 
     async def play() -> None:
-        studio = Studio(runs, now=lambda: STARTED + 3600)
+        studio = Studio(runs, now=lambda: STARTED + 3600, worker=worker, seed=SEED, start_rows=start_rows)
         async with studio.run_test(size=size) as pilot:
             await until(pilot, lambda: studio.rows != () or not any(runs.glob("*/recipe.toml")))
             await pilot.pause()
@@ -47,6 +60,11 @@ def screen_text(pilot: "Pilot[None]") -> str:
     """Return what is on the screen, a line a row."""
     strips = pilot.app.screen._compositor.render_strips()
     return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips) + "\n"
+
+
+def notices(pilot: "Pilot[None]") -> str:
+    """Return what was notified and not yet taken away, a line each; tests show no toasts."""
+    return "\n".join(f"{notice.title}: {notice.message}" for notice in pilot.app._notifications)
 
 
 async def check_snapshot(pilot: "Pilot[None]", name: str) -> None:
@@ -78,9 +96,16 @@ def preferences() -> list[Event]:
     return [*events, RunEnded(time=STARTED + 40, status="done", step=20)]
 
 
+def stage_result(runs: Path) -> Path:
+    """Write one run with a result, which can be compared."""
+    run = write_run(runs / "support", done())
+    run.adapter.mkdir()
+    return run.path
+
+
 def stage_runs(runs: Path) -> Path:
     """Write one run of each kind that has ended."""
-    runs.mkdir(exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
     for place, (name, events) in enumerate(
         {"addresses": done(), "bad-rows": failed(), "killed": training(), "tone": preferences()}.items()
     ):

@@ -139,7 +139,7 @@ def test_no_screen_loads_mlx(tmp_path: Path) -> None:
         "async def play():\n"
         f"    app = Studio(Path({str(stage_runs(tmp_path))!r}))\n"
         "    async with app.run_test() as pilot:\n"
-        "        for key in '1245':\n"
+        "        for key in '1234567':\n"
         "            await pilot.press(key)\n"
         "            await pilot.pause(0.5)\n"
         "asyncio.run(play())\n"

@@ -11,10 +11,11 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from macft.curves import loss_curve
 from macft.format import MISSING, clean, number, one_line
-from tui.fields import to_toml
+from macft.recipe import differences
 from tui.messages import RunRow
-from tui.widgets.loss_chart import LossChart, loss_curve
+from tui.widgets.loss_chart import LossChart
 
 
 class DifferenceScreen(ModalScreen[None]):
@@ -53,28 +54,13 @@ class DifferenceScreen(ModalScreen[None]):
 def describe(rows: tuple[RunRow, RunRow]) -> Content:
     """Return the keys that differ, and the results, a column a run."""
     lines = [("", *(one_line(row.name, 30) for row in rows))]
-    lines += [(key, clean(old), clean(new)) for key, old, new in differences(_recipe(rows[0]), _recipe(rows[1]))]
+    found = differences(_recipe(rows[0]), _recipe(rows[1]))
+    lines += [(key, clean(old or MISSING), clean(new or MISSING)) for key, old, new in found]
     lines.append(("train loss", *(number(row.state.loss) for row in rows)))
     lines.append(("best valid loss", *(_best(row) for row in rows)))
     width = max(len(key) for key, *_ in lines) + 2
     text = "\n".join(f"{key:<{width}}{one_line(before, 34):<36}{one_line(after, 34)}" for key, before, after in lines)
     return Content(text)
-
-
-def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
-    """Return (dotted key, value before, value after) of each key that is not the same in both."""
-    found = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) or isinstance(new, dict):
-            found += differences(old or {}, new or {}, f"{prefix}{key}.")
-        elif old != new:
-            found.append((prefix + key, _shown(old), _shown(new)))
-    return found
-
-
-def _shown(value: Any) -> str:
-    return MISSING if value is None else to_toml(value)
 
 
 def _best(row: RunRow) -> str:

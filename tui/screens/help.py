@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tui.actions import ACTIONS, EVERYWHERE
+from tui.actions import ACTIONS, EVERYWHERE, PARTS
 from tui.palette import key_name
 
 
@@ -31,7 +31,7 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="help") as box:
             box.border_title = f"Keys of {self.scope.title()}"
             box.border_subtitle = "esc closes"
-            for scope in (self.scope, EVERYWHERE):
+            for scope in (self.scope, *PARTS.get(self.scope, ()), EVERYWHERE):
                 for action in ACTIONS.get(scope, ()):
                     yield Static(Content.assemble((f"{key_name(action):>9}  ", "bold"), action.help))
                 yield Static("")

@@ -13,15 +13,16 @@ from textual.widgets import DataTable, Static
 from macft import api
 from macft.format import MISSING, count, duration, number, one_line
 from tui.actions import bindings
+from tui.draft import Draft
 from tui.messages import RunRow
 from tui.screens.ask import AskScreen
 from tui.screens.difference import DifferenceScreen
 from tui.screens.listing import ListScreen
+from tui.screens.removal import Removal
 from tui.theme import GLYPHS, STYLES
 from tui.widgets.run_detail import RunDetail
 
 COLUMNS = ("state", "name", "model", "method", "step", "best", "size", "age", "note")
-UNDO_SECONDS = 30.0
 EMPTY = """Nothing yet. Three ways to begin:
 
   2   choose a model, or fetch one: smollm2-135m (93 MB) is small enough for any Mac
@@ -31,7 +32,7 @@ EMPTY = """Nothing yet. Three ways to begin:
 Whatever trains shows up here, and goes on when the studio is closed."""
 
 
-class HomeScreen(ListScreen):
+class HomeScreen(Removal, ListScreen):
     """All runs."""
 
     NAME = "home"
@@ -41,7 +42,6 @@ class HomeScreen(ListScreen):
     def __init__(self) -> None:
         super().__init__()
         self.marked: list[Path] = []
-        self.removed: list[tuple[Path, Path]] = []
 
     def compose_body(self) -> ComposeResult:
         """Put the table beside what is said of one run."""
@@ -133,8 +133,10 @@ class HomeScreen(ListScreen):
 
     def action_resume(self) -> None:
         """Go on with the run."""
-        if (row := self.current) and self.attempt(api.resume, str(row.path), done=f"{row.name} goes on"):
-            self.studio.open_run(row.path)
+        if row := self.current:
+            self.attempt_aside(
+                lambda: api.resume(str(row.path)), lambda run: self.studio.open_run(run.path), "It cannot go on"
+            )
 
     def action_stop(self) -> None:
         """Ask the run to save and end."""
@@ -144,7 +146,15 @@ class HomeScreen(ListScreen):
     def action_again(self) -> None:
         """Open the run's recipe on Train."""
         if row := self.current:
-            self.studio.open_recipe(str(row.path / "recipe.toml"))
+            self.studio.open_draft(Draft(str(row.path / "recipe.toml")))
+
+    def action_compare(self) -> None:
+        """Ask Base and the run side by side, or the two that are marked."""
+        marked = [row for path in self.marked if (row := self.studio.row_of(path))]
+        if len(marked) == 2:
+            self.studio.compare(marked, base=False)
+        elif row := self.current:
+            self.studio.compare([row], base=True)
 
     def action_note(self) -> None:
         """Write a note on the run."""
@@ -174,26 +184,8 @@ class HomeScreen(ListScreen):
 
     def action_remove(self) -> None:
         """Take the run away, for good after a while."""
-        if (row := self.current) is None:
-            return
-        kept = list[Path]()
-        if self.attempt(lambda: kept.append(api.discard_run(str(row.path)))):
-            self.removed.append((row.path, kept[0]))
-            self.notify(f"{row.name} is removed; u brings it back within {UNDO_SECONDS:.0f} s", markup=False)
-            self.set_timer(UNDO_SECONDS, lambda: self._forget(kept[0]))
-
-    def _forget(self, kept: Path) -> None:
-        if any(kept == path for _, path in self.removed):
-            self.removed = [pair for pair in self.removed if pair[1] != kept]
-            self.attempt(api.forget_run, kept)
-
-    def action_undo(self) -> None:
-        """Bring back what was removed last."""
-        if not self.removed:
-            self.notify("Nothing to bring back.")
-            return
-        path, kept = self.removed.pop()
-        self.attempt(api.restore_run, kept, path, done=f"{path.name} is back")
+        if row := self.current:
+            self.remove_it(row.path, lambda: api.discard_run(str(row.path)), api.restore_run, api.forget_run)
 
     def action_down(self) -> None:
         """Go down a row."""

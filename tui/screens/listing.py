@@ -4,13 +4,13 @@ The rule: the filter is there when it is asked for, and what is typed is all tha
 """
 
 from textual.app import ComposeResult
-from textual.widgets import DataTable, Input
+from textual.widgets import Input
 
 from tui.screens.frame import StudioScreen
 
 
 class ListScreen(StudioScreen):
-    """A screen with one table and a filter."""
+    """A screen with one list, which has the focus at first, and a filter."""
 
     def compose_filter(self, what: str) -> ComposeResult:
         """Yield the filter's field.
@@ -41,10 +41,10 @@ class ListScreen(StudioScreen):
 
     def on_input_submitted(self) -> None:
         """Go to what was found."""
-        self.query_one(DataTable).focus()
+        self.query_one(str(self.AUTO_FOCUS)).focus()
 
     def key_escape(self) -> None:
         """End the filter."""
         field = self.query_one("#filter", Input)
         field.value, field.display = "", False
-        self.query_one(DataTable).focus()
+        self.query_one(str(self.AUTO_FOCUS)).focus()

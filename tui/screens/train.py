@@ -40,26 +40,40 @@ class TrainScreen(StudioScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.draft = Draft(FIRST_RECIPE)
         self.recipe: Recipe | None = None
         self.plan: Plan | None = None
         self.why_not = ""
         self.every_key = False
+        self.shown: Draft | None = None
+
+    @property
+    def draft(self) -> Draft:
+        """The recipe in the making, which other screens change as well."""
+        return self.studio.draft
+
+    @draft.setter
+    def draft(self, draft: Draft) -> None:
+        self.studio.draft = draft
 
     def compose_body(self) -> ComposeResult:
         """Put the form beside plan, purpose and command."""
-        options = [
-            (one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in list_gallery()
-        ]
         with Horizontal(id="train"):
             with Vertical(id="left"):
-                yield Select(options, value=FIRST_RECIPE, allow_blank=False, compact=True, id="recipe")
+                options = self._options()
+                yield Select(options, value=self.draft.source, allow_blank=False, compact=True, id="recipe")
                 yield Static(id="verdict", markup=False)
                 yield RecipeForm(id="form")
             with VerticalScroll(id="right", can_focus=False):
                 yield MemoryBar(id="memory", markup=False, classes="box")
                 yield Static(id="command", markup=False, classes="box")
                 yield Static(id="purpose", markup=False, classes="box")
+
+    def _options(self) -> list[tuple[str, str]]:
+        """Return the gallery, and the recipe that is open if that is another."""
+        gallery = list_gallery()
+        known = [(one_line(f"{recipe.name} · {recipe.purpose}", SHOWN_PURPOSE), recipe.name) for recipe in gallery]
+        source = self.draft.source
+        return known if any(source == name for _, name in known) else [*known, (_shown_path(source), source)]
 
     def on_mount(self) -> None:
         """Title the boxes, and show the first recipe."""
@@ -71,18 +85,19 @@ class TrainScreen(StudioScreen):
             self.query_one(f"#{name}").border_title = title
         self._open(self.draft)
 
-    def open_draft(self, draft: Draft) -> None:
-        """Show another recipe: a run's, or one of the gallery with a model or data chosen elsewhere."""
-        self.draft = draft
-        if self.is_mounted:
-            self._open(draft)
-
-    def change(self, key: str, value: str) -> None:
-        """Set a key from another screen."""
-        self.open_draft(self.draft.change(key, value))
+    def on_screen_resume(self) -> None:
+        """Show the recipe that was made elsewhere: a run's, or one with a model or data chosen on another screen."""
+        super().on_screen_resume()
+        if self.shown not in (None, self.draft):
+            self._open(self.draft)
 
     def _open(self, draft: Draft) -> None:
-        self.draft = draft
+        self.draft = self.shown = draft
+        chooser = self.query_one("#recipe", Select)
+        if chooser.value != draft.source:
+            with self.prevent(Select.Changed):
+                chooser.set_options(self._options())
+                chooser.value = draft.source
         method = str(draft.values().get("method", "sft"))
         self.query_one("#form", RecipeForm).show(draft, method, every_key=self.every_key)
         self.query_one("#purpose", Static).update(Content(self._purpose()))
@@ -96,14 +111,15 @@ class TrainScreen(StudioScreen):
 
     def on_select_changed(self, event: Select.Changed) -> None:
         """Open the recipe that was chosen."""
-        if event.select.id == "recipe" and event.value != self.draft.source:
-            self._open(Draft(str(event.value)))
+        # The newest value: an event of the one before may come late.
+        if event.select.id == "recipe" and event.select.value != self.draft.source:
+            self._open(Draft(str(event.select.value)))
 
     def on_field_row_changed(self, event: FieldRow.Changed) -> None:
         """Take a key's new value, and plan anew."""
         changed = self.draft.change(event.key, event.value)
         if changed != self.draft:
-            self.draft = changed
+            self.draft = self.shown = changed
             self._reconsider()
 
     def _reconsider(self) -> None:
@@ -145,14 +161,23 @@ class TrainScreen(StudioScreen):
                 self.why_not or "The plan is still being made.", title="Not yet", severity="warning", markup=False
             )
             return
+        recipe, self.recipe = self.recipe, None  # the same key again starts no second run
+        self._launch(recipe)
+
+    @work(thread=True, exit_on_error=False, group="start")
+    def _launch(self, recipe: Recipe) -> None:
+        title = why_not = ""
         try:
-            run = api.launch(self.recipe)
+            run = api.launch(recipe)
         except DoesNotFit as error:
-            self.notify(str(error), title="It does not fit: f makes it fit", severity="error", timeout=12, markup=False)
+            title, why_not = "It does not fit: f makes it fit", str(error)
         except MacftError as error:
-            self.notify(str(error), title="It cannot start", severity="error", timeout=12, markup=False)
+            title, why_not = "It cannot start", str(error)
+        if why_not:
+            self.app.call_from_thread(self.notify, why_not, title=title, severity="error", timeout=12, markup=False)
         else:
-            self.studio.open_run(run.path)
+            self.app.call_from_thread(self.studio.open_run, run.path)
+        self.app.call_from_thread(self._reconsider)
 
     def action_fit(self) -> None:
         """Apply the cheapest change that makes the plan fit."""
@@ -164,7 +189,7 @@ class TrainScreen(StudioScreen):
             self.notify("No change of the recipe is enough: take a smaller model.", severity="warning")
             return
         self.notify(f"{remedy.key} = {remedy.value}: {remedy.text} ({remedy.price})", title="Changed", markup=False)
-        self.change(remedy.key, str(remedy.value))
+        self._open(self.draft.change(remedy.key, str(remedy.value)))
 
     def action_copy(self) -> None:
         """Copy the command."""
@@ -200,3 +225,9 @@ class TrainScreen(StudioScreen):
     def key_escape(self) -> None:
         """Leave the field, so that letters are keys again."""
         self.set_focus(self.query_one("#recipe"))
+
+
+def _shown_path(source: str) -> str:
+    """Return a recipe's file, a run's by the run's name."""
+    path = Path(source)
+    return one_line(f"{path.parent.name}/{path.name}", SHOWN_PURPOSE)

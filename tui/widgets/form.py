@@ -44,11 +44,9 @@ class FieldRow(Vertical):
             else:
                 yield Input(plain(self.value), placeholder=plain(field.default), compact=True, classes="value")
             yield Static(Content(_hint(field)), classes="hint")
-        yield Static(classes="wrong", markup=False)
-
-    def on_mount(self) -> None:
-        """Nothing is wrong yet."""
-        self.complain("")
+        wrong = Static(classes="wrong", markup=False)
+        wrong.display = False
+        yield wrong
 
     def complain(self, text: str) -> None:
         """Say what is wrong with the value, or nothing."""

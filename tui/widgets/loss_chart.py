@@ -6,24 +6,14 @@ cells can show.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from textual_plot import HiResMode, PlotWidget
 
+from macft.curves import Curve, eval_curve, loss_curve, smoothed, thin
 from macft.format import number
 from macft.state import RunState
-from tui.widgets.sparkline import shrink
 
 POINTS_A_CELL = 2
-SMOOTHING = 0.9
-"""Decay of the running mean, corrected at its start like Adam's."""
-
-
-class Curve(NamedTuple):
-    """Points of one kind: steps and values."""
-
-    steps: list[float]
-    values: list[float]
 
 
 class LossChart(PlotWidget, can_focus=False):
@@ -89,33 +79,6 @@ class LossChart(PlotWidget, can_focus=False):
             self.set_ylimits(low - room, high + room)
 
 
-def loss_curve(state: RunState) -> Curve:
-    """Return the training loss of every step that has one."""
-    kept = [(step.step, loss) for step in state.steps if _is_finite(loss := step.metrics.get("loss"))]
-    return Curve([float(step) for step, _ in kept], [loss for _, loss in kept if loss is not None])
-
-
-def eval_curve(state: RunState) -> Curve:
-    """Return the losses of the held-out rows."""
-    kept = [(event.step, loss) for event in state.evaluations if _is_finite(loss := event.metrics.get("eval_loss"))]
-    return Curve([float(step) for step, _ in kept], [loss for _, loss in kept if loss is not None])
-
-
-def smoothed(curve: Curve) -> Curve:
-    """Return the running mean of a curve."""
-    mean, weight, values = 0.0, 0.0, []
-    for value in curve.values:
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
-        values.append(mean / weight)
-    return Curve(curve.steps, values)
-
-
-def thin(curve: Curve, points: int) -> Curve:
-    """Return a curve of at most so many points."""
-    return Curve(shrink(curve.steps, points), shrink(curve.values, points))
-
-
 def caption(state: RunState, *, is_logarithmic: bool = False) -> str:
     """Say the numbers that the curve is about."""
     parts = [f"train {number(state.loss)}"] if state.loss is not None else []
@@ -124,7 +87,3 @@ def caption(state: RunState, *, is_logarithmic: bool = False) -> str:
     if state.best:
         parts.append(f"best {number(state.best.metrics.get('eval_loss'))} @{state.best.step:,} ★")
     return " · ".join([*parts, *(["log"] if is_logarithmic else [])])
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -70,6 +70,6 @@ def next_step(row: RunRow) -> str:
         case "unreadable":
             return clean(row.error)
         case "done":
-            return f"macft chat {one_line(row.name)} talks to it; macft compare shows Base beside it"
+            return "c asks Base and it the same, side by side"
         case _:
             return "enter follows it"

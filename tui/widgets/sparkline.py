@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+
+from macft.curves import shrink
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -28,15 +29,6 @@ def sparkline(values: Sequence[float], *, width: int, height: int = 1, lowest: f
         cells = "".join(BLOCKS[max(0, min(8, level - 8 * line))] for level in levels)
         lines.append(cells.rjust(width))
     return lines
-
-
-def shrink(values: Sequence[float], width: int) -> list[float]:
-    """Return at most `width` values, each the mean of its share."""
-    if len(values) <= width:
-        return list(values)
-    edges = [round(place * len(values) / width) for place in range(width + 1)]
-    parts = [[value for value in values[a:b] if math.isfinite(value)] for a, b in pairwise(edges)]
-    return [sum(part) / len(part) if part else math.nan for part in parts]
 
 
 def _level(value: float, bottom: float, span: float, height: int) -> int:

@@ -13,13 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from macft.errors import ModelError
-from macft.models.adapters import load_tensors
 from macft.models.describe import ModelFacts, describe, read_config, text_config
 from macft.models.export.llamacpp import Array, Family, Names, find_family, interleave
 from macft.models.export.vocabulary import find_pre_tokenizer, read_tokenizer_file, write_vocabulary
 from macft.models.headers import TensorHeader, read_headers
 from macft.models.load import load_tokenizer, to_old_dialect
 from macft.models.shards import Progress
+from macft.models.tensors import load_tensors
 
 KINDS: dict[str, tuple[str, str]] = {
     "f32": ("F32", "ALL_F32"),
