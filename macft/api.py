@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -343,7 +344,9 @@ def check_data(
         DataError: With every bad row.
     """
     from macft.data.inspect import detect
+    from macft.data.pool import Workers
     from macft.data.prepare import prepare
+    from macft.models.load import load_tokenizer
 
     tokenizer, facts = _tokenizer(model)
     return prepare(
@@ -353,6 +356,7 @@ def check_data(
         max_seq_length=min(max_seq_length, facts.context or max_seq_length),
         vocab_size=facts.vocab_size,
         progress=progress,
+        workers=Workers(partial(load_tokenizer, facts.path)),
     ).report
 
 

@@ -65,6 +65,9 @@ class PhaseProgress(Event):
     total: int = 0
     """0 when the amount of work is not known."""
     note: str = ""
+    per_second: float = 0.0
+    """What is done in a second, over the whole phase; 0 where it is not told."""
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

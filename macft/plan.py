@@ -216,10 +216,13 @@ def make_pass(recipe: Recipe, model: Model, data: DataFacts, level: str, budget:
 
 
 def count_pass(recipe: Recipe, model: Model, part: Pass, *, is_gpu: bool) -> int:
-    """Return the bytes that come and go in a micro-batch, as they are counted here: what a trace is held against."""
-    is_quantized = model.is_quantized or bool(recipe.quantize)
-    backend = _backend(recipe, model, is_gpu=is_gpu)
-    return pass_bytes(model, _learner(recipe, model), part, backend, quantized=is_quantized)
+    """Return the bytes that come and go in a micro-batch, as they are counted here: what a trace is held against.
+
+    Gradients of all weights are more than activations, and there once those are gone.
+    """
+    is_quantized, learner = model.is_quantized or bool(recipe.quantize), _learner(recipe, model)
+    counted = pass_bytes(model, learner, part, _backend(recipe, model, is_gpu=is_gpu), quantized=is_quantized)
+    return counted if learner.rank else max(counted, _count_trained(model, learner) * FLOAT32_BYTES)
 
 
 def count_layer(recipe: Recipe, model: Model, part: Pass, *, is_gpu: bool) -> int:

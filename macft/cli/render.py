@@ -161,7 +161,7 @@ class LiveView:
         """Move the bar, or write the event's line above it."""
         match event:
             case PhaseProgress(name=name, done=done, total=total, note=note):
-                amount = f"{done:,}/{total:,}" if total else ""
+                amount = f"{done:,}/{total:,}{_pace(event)}" if total else ""
                 self._move(PHASES.get(name, name), done, total, f"{amount} {note}".strip())
             case StepDone(step=step):
                 self._move("training", step, state.total_steps, where(event, state))
@@ -226,7 +226,7 @@ def _lines(event: Event, state: RunState) -> list[str]:
         case TrainingPlanned():
             return [_plan(event)]
         case PhaseProgress(name=name, done=done, total=total, note=note):
-            amount = f" {done:,}/{total:,}" if total and done else ""
+            amount = f" {done:,}/{total:,}{_pace(event)}" if total and done else ""
             return [f"{PHASES.get(name, one_line(name))}{amount} {note}".rstrip()]
         case Paused(step=step):
             return [f"paused at step {step:,}"]
@@ -287,6 +287,13 @@ def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:
     elif "kl" in metrics:
         lines.append(f"beside the original: KL {metrics['kl']:.2g} nats a token · {_same(metrics)}")
     return [*lines, f"wrote {event.path} · {size(event.size_bytes)}", *(f"  {note}" for note in event.notes)]
+
+
+def _pace(event: PhaseProgress) -> str:
+    """Return how fast a phase goes, and what it still takes, while that is worth a look."""
+    if not event.seconds_left or event.seconds_left < REPORT_SECONDS:
+        return ""
+    return f" · {event.per_second:,.0f}/s · {duration(event.seconds_left)} left"
 
 
 def _end(event: RunEnded, state: RunState) -> str:

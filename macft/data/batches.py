@@ -36,7 +36,7 @@ class Counted(Protocol):
         """Supervised tokens of each row [N]."""
 
     @property
-    def where(self) -> list[str]:
+    def where(self) -> Sequence[str]:
         """File and line of each row."""
 
     @property

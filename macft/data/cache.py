@@ -21,11 +21,12 @@ from macft.data.questions import Question
 from macft.data.report import DataReport
 from macft.data.response_rows import ResponseRows
 from macft.data.sources import list_files
+from macft.data.spool import Origins
 from macft.data.token_rows import TokenRows
 from macft.recipe import DataTable
 
 KEPT_ENTRIES = 8
-_VERSION = 2
+_VERSION = 3
 _ARRAYS = {"tokens": ("ids", "mask", "offsets"), "responses": ("ids", "offsets", "labels", "margins")}
 
 
@@ -50,7 +51,9 @@ def prepare_once(folder: Path, data: DataTable, settings: Sequence[object], make
         prepared = make()
     try:
         _write(entry, prepared)
-    except OSError:  # a full disk or a read-only home: the rows are there all the same
+    except OSError:
+        pass  # a full disk or a read-only home: the rows are there all the same
+    finally:  # whatever stops it: no half of an entry is left
         shutil.rmtree(_aside(entry), ignore_errors=True)
     return prepared
 
@@ -88,7 +91,7 @@ def _read_rows(entry: Path, name: str, told: dict[str, Any]) -> AnyRows:
         for part in _ARRAYS["responses" if responses else "tokens"]
         if part != "labels" or responses == 1
     }
-    where = (entry / f"{name}-where.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    where = Origins(told["origins"], np.load(entry / f"{name}-where.npy").tobytes())
     rows: AnyRows
     if responses:
         rows = ResponseRows(**{"labels": None, **arrays}, responses=responses, where=where)
@@ -101,7 +104,12 @@ def _read_rows(entry: Path, name: str, told: dict[str, Any]) -> AnyRows:
 
 
 def _tell_rows(rows: AnyRows) -> dict[str, Any]:
-    return {"fingerprint": rows.fingerprint, "responses": rows.responses if isinstance(rows, ResponseRows) else 0}
+    responses = rows.responses if isinstance(rows, ResponseRows) else 0
+    return {"fingerprint": rows.fingerprint, "responses": responses, "origins": _origins(rows).names}
+
+
+def _origins(rows: AnyRows) -> Origins:
+    return rows.where if isinstance(rows.where, Origins) else Origins.of(rows.where)
 
 
 def _write(entry: Path, prepared: Prepared) -> None:
@@ -112,7 +120,7 @@ def _write(entry: Path, prepared: Prepared) -> None:
         for part in _ARRAYS["responses" if isinstance(rows, ResponseRows) else "tokens"]:
             if (array := getattr(rows, part)) is not None:
                 np.save(aside / f"{name}-{part}.npy", array)
-        (aside / f"{name}-where.txt").write_text("".join(f"{place}\n" for place in rows.where), encoding="utf-8")
+        np.save(aside / f"{name}-where.npy", np.frombuffer(_origins(rows).numbers, np.int64))
     told = {
         "train": _tell_rows(prepared.train),
         "valid": _tell_rows(prepared.valid),

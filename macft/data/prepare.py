@@ -4,20 +4,24 @@ The rule: everything is read, rendered and tokenized before a model loads. Every
 all of them in one error; every row that is cut, split or left out is counted.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from macft.data.examples import COLUMNS, CompletionExample, Example, NothingToLearn, ResponseExample, RowProblem
-from macft.data.mix import hash_example, hash_place, is_held_out
-from macft.data.preferences import PREFERENCE_METHODS
+import numpy as np
+
+from macft.data.examples import COLUMNS, CompletionExample, Example, ResponseExample, RowProblem
+from macft.data.mix import is_held_out
+from macft.data.outcomes import Outcome, make_reader
+from macft.data.pool import BY_LINE, RowPool, Workers
 from macft.data.questions import Question, make_question
 from macft.data.report import DataReport, sort_counts, summarize_lengths
-from macft.data.response_rows import ResponseReader, ResponseRows
+from macft.data.response_rows import ResponseRows
 from macft.data.rows import Builder, Made, Reader, Settings
-from macft.data.sources import Row, list_files, read_rows
-from macft.data.token_rows import TokenReader, TokenRows
+from macft.data.sources import list_files, read_located
+from macft.data.token_rows import TokenRows
 from macft.data.turns import Tokenizer
 from macft.errors import DataError, Problem
 from macft.plan import DataFacts
@@ -65,52 +69,6 @@ def data_facts(data: Prepared) -> DataFacts:
     )
 
 
-class Outcome(NamedTuple):
-    """What came of an example of a row; at least one of `made`, `dropped` and `problem` is there.
-
-    Attributes:
-        example: None when the row could not even be read.
-        made: None unless it was encoded.
-        dropped: Why it is left out.
-        problem: Why it cannot be used.
-    """
-
-    example: Example | None
-    made: Made | None = None
-    dropped: str = ""
-    problem: str = ""
-
-
-def make_reader(settings: Settings) -> Reader:
-    """Return what reads rows for a method."""
-    return ResponseReader(settings) if settings.method in PREFERENCE_METHODS else TokenReader(settings)
-
-
-def read_row(row: Row, reader: Reader, *, encode: bool = True) -> list[Outcome]:
-    """Parse a row and encode its examples; the result depends on nothing but the row and the reader's settings."""
-    leaves_out = reader.settings.method in PREFERENCE_METHODS
-
-    def fail(problem: RowProblem, example: Example | None) -> Outcome:
-        if leaves_out and isinstance(problem, NothingToLearn):
-            return Outcome(example, dropped=problem.reason)
-        return Outcome(example, problem=problem.what)
-
-    try:
-        examples = reader.parse(row)
-    except RowProblem as problem:
-        return [fail(problem, None)]
-    if not encode:
-        return [Outcome(example) for example in examples]
-    outcomes = []
-    for example in examples:
-        try:
-            made = reader.encode(example)
-            outcomes.append(Outcome(example, made, dropped=made.dropped))
-        except RowProblem as problem:
-            outcomes.append(fail(problem, example))
-    return outcomes
-
-
 def prepare(
     data: DataTable,
     tokenizer: Tokenizer,
@@ -120,6 +78,7 @@ def prepare(
     vocab_size: int,
     evaluate: EvaluateTable | None = None,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Prepared:
     """Read and tokenize the rows of a run, and what the model will be asked.
 
@@ -132,6 +91,7 @@ def prepare(
         vocab_size: Rows of the model's embedding; ids beyond it are a problem.
         evaluate: How much is asked. Every row of `data.test` is checked, asked or not.
         progress: Called with rows done and rows in all; the latter is an estimate, 0 when nothing is known.
+        workers: Processes that help with large files; the result is the same without.
 
     Raises:
         DataError: Any row cannot be trained on, or none is left; all problems at once.
@@ -147,7 +107,10 @@ def prepare(
     if problems:
         raise DataError(problems, fix="`macft data check` reads rows without training.")
     settings = Settings(data, tokenizer, method, max_seq_length, vocab_size)
-    return _Preparation(make_reader(settings), evaluate or EvaluateTable(), progress).run()
+    reader = make_reader(settings)
+    helped = workers if workers and workers.pay_for([*data.train, *data.valid]) else None
+    with RowPool(reader, helped) as pool:
+        return _Preparation(reader, pool, evaluate or EvaluateTable(), progress).run()
 
 
 def with_siblings(data: DataTable) -> DataTable:
@@ -165,29 +128,29 @@ def with_siblings(data: DataTable) -> DataTable:
 class _Preparation:
     """One pass over all rows, and what it counts."""
 
-    def __init__(self, reader: Reader, evaluate: EvaluateTable, progress: Progress | None) -> None:
-        self.reader, self.evaluate, self.progress = reader, evaluate, progress
+    def __init__(self, reader: Reader, pool: RowPool, evaluate: EvaluateTable, progress: Progress | None) -> None:
+        self.pool, self.evaluate, self.progress = pool, evaluate, progress
         self.settings, self.data = reader.settings, reader.settings.data
         self.train, self.valid = reader.builder(), reader.builder()
         self.samples, self.test = list[Question](), list[Question]()
         self.problems: list[Problem] = []
         self.dropped: dict[str, list[str]] = {}
         self.formats, self.notes = Counter[str](), Counter[str]()
-        self.rows_read = self.test_rows = self.truncated = self.split = self.duplicates = self.leaked = 0
+        self.rows_read = self.test_rows = self.truncated = self.split = 0
         self.total = estimate_rows(self.data) if progress else 0
-        self.trained, self.trained_places = set[int](), set[int]()
+        self.trained, self.trained_places, self.asked_places = array("Q"), array("Q"), array("Q")
 
     def run(self) -> Prepared:
         fraction = 0.0 if self.data.valid else self.data.valid_fraction
         self._ask_prompts()
-        for outcome in self._outcomes(self.data.train):
-            self._read_train(outcome, fraction)
-        for outcome in self._outcomes(self.data.valid):
-            self.leaked += hash_place(outcome.example) in self.trained_places
-            self._hold_out(outcome)
-        for outcome in self._outcomes(self.data.test, encode=False):
-            self.leaked += hash_place(outcome.example) in self.trained_places
-            self._read_test(outcome.example)
+        for example, outcome in self._outcomes(self.data.train):
+            self._read_train(example, outcome, fraction)
+        for example, outcome in self._outcomes(self.data.valid):
+            self.asked_places.append(outcome.place)
+            self._hold_out(example, outcome)
+        for example, outcome in self._outcomes(self.data.test, encode=False):
+            self.asked_places.append(outcome.place)
+            self._read_test(example)
         train, valid = self.train.build(), self.valid.build()
         if fraction and len(valid) and not len(train):
             train, valid = valid, train
@@ -210,22 +173,19 @@ class _Preparation:
                 self.samples.append(question)
             self.problems += [Problem(example.where, why) for why in unasked]
 
-    def _read_train(self, outcome: "_Read", fraction: float) -> None:
-        place = hash_place(outcome.example)
-        if is_held_out(place, fraction):
-            self._hold_out(outcome)
+    def _read_train(self, example: Example, outcome: Outcome, fraction: float) -> None:
+        if is_held_out(outcome.place, fraction):
+            self._hold_out(example, outcome)
             return
-        content = hash_example(outcome.example)
-        self.duplicates += content in self.trained
-        self.trained.add(content)
-        self.trained_places.add(place)
-        self._add(outcome, self.train)
+        self.trained.append(outcome.content)
+        self.trained_places.append(outcome.place)
+        self._add(example, outcome, self.train)
 
-    def _hold_out(self, outcome: "_Read") -> None:
-        is_kept = self._add(outcome, self.valid)
+    def _hold_out(self, example: Example, outcome: Outcome) -> None:
+        is_kept = self._add(example, outcome, self.valid)
         wanted = 0 if self.evaluate.prompts else self.evaluate.samples
-        if is_kept and len(self.samples) < wanted and (question := self._question(outcome.example, Counter())):
-            self._ask(question, outcome.example, self.samples)
+        if is_kept and len(self.samples) < wanted and (question := self._question(example, Counter())):
+            self._ask(question, example, self.samples)
 
     def _read_test(self, example: Example) -> None:
         self.test_rows += 1
@@ -254,24 +214,30 @@ class _Preparation:
         unasked[NO_ROOM if question else NOTHING_TO_ASK] += 1
         return None
 
-    def _outcomes(self, paths: list[str], *, encode: bool = True) -> "Iterator[_Read]":
-        for row in read_rows(paths, self.problems):
+    def _outcomes(self, paths: list[str], *, encode: bool = True) -> Iterator[tuple[Example, Outcome]]:
+        for (row, problems), outcomes in self.pool.read(read_located(paths), encode=encode):
+            self.problems += problems
+            if row is None:
+                break
             self.rows_read += 1
-            if self.progress and self.rows_read % _PROGRESS_EVERY == 0:
-                self.progress(self.rows_read, max(self.total, self.rows_read) if self.total else 0)
-            for example, made, dropped, problem in read_row(row, self.reader, encode=encode):
-                if problem:
-                    self.problems.append(Problem(row.where, problem))
-                if dropped:
-                    self.dropped.setdefault(dropped, []).append(row.where)
-                if example is not None:
-                    self.formats[_name_kind(example)] += 1
-                    yield _Read(example, made or Made())
+            if self.rows_read % _PROGRESS_EVERY == 0:
+                self._tell()
+            for outcome in outcomes:
+                if outcome.problem:
+                    self.problems.append(Problem(row.where, outcome.problem))
+                if outcome.dropped:
+                    self.dropped.setdefault(outcome.dropped, []).append(row.where)
+                if outcome.example is not None:
+                    self.formats[_name_kind(outcome.example)] += 1
+                    yield outcome.example, outcome
+        self._tell()
+
+    def _tell(self) -> None:
         if self.progress:
             self.progress(self.rows_read, max(self.total, self.rows_read) if self.total else 0)
 
-    def _add(self, outcome: "_Read", rows: Builder) -> bool:
-        example, made = outcome
+    def _add(self, example: Example, outcome: Outcome, rows: Builder) -> bool:
+        made = outcome.made or Made()
         self.notes.update(made.notes)
         self.truncated += made.is_truncated
         self.split += made.is_split
@@ -292,19 +258,16 @@ class _Preparation:
             dropped_where=self.dropped,
             truncated_rows=self.truncated,
             split_rows=self.split,
-            duplicate_rows=self.duplicates,
-            leaked_rows=self.leaked,
+            duplicate_rows=len(self.trained) - len(np.unique(np.array(self.trained, np.uint64))),
+            leaked_rows=_count_known(self.asked_places, self.trained_places),
             formats=sort_counts(self.formats),
             notes=sort_counts(self.notes),
             responses=train.summarize_responses() if isinstance(train, ResponseRows) else {},
         )
 
 
-class _Read(NamedTuple):
-    """An example and what became of it."""
-
-    example: Example
-    made: Made
+def _count_known(places: "array[int]", known: "array[int]") -> int:
+    return int(np.isin(np.array(places, np.uint64), np.array(known, np.uint64)).sum())
 
 
 def _name_kind(example: Example) -> str:
@@ -318,7 +281,7 @@ def estimate_rows(data: DataTable) -> int:
     """Return the number of lines of the line-based files, and one for each other file."""
     total = 0
     for path in list_files([*data.train, *data.valid, *data.test]):
-        if path.suffix.lower() not in {".jsonl", ".ndjson", ".csv", ".tsv"}:
+        if path.suffix.lower() not in BY_LINE:
             total += 1
             continue
         with path.open("rb") as file:

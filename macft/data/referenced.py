@@ -4,6 +4,7 @@ The rule: a response's reference log-probability is looked up by the row's index
 the order in which rows come, and is the same number in every epoch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +38,7 @@ class _Counts:
         return self._counted.supervised
 
     @property
-    def where(self) -> list[str]:
+    def where(self) -> Sequence[str]:
         """File and line of each row."""
         return self._counted.where
 
@@ -120,7 +121,7 @@ class Mismatched:
         return self.rows.labels
 
     @property
-    def where(self) -> list[str]:
+    def where(self) -> Sequence[str]:
         """File and line of each prompt."""
         return self.rows.where
 

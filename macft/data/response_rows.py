@@ -18,6 +18,7 @@ from macft.data.examples import Example, ResponseExample, RowProblem
 from macft.data.preferences import SAME, parse_preferences
 from macft.data.rows import ANSWER_CUT_OFF, TOO_LONG, Made, Settings
 from macft.data.sources import Row
+from macft.data.spool import Origins, Spool
 from macft.data.token_rows import hash_arrays
 
 SAME_WHEN_CUT = f"{SAME} within max_seq_length"
@@ -43,7 +44,7 @@ class ResponseRows:
     responses: int
     labels: npt.NDArray[np.bool_] | None
     margins: npt.NDArray[np.float32]
-    where: list[str]
+    where: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.where)
@@ -94,12 +95,12 @@ class ResponseRows:
 
 
 class _ResponseBuilder:
-    """Grows rows without a Python object a token."""
+    """Grows rows on the disk."""
 
     def __init__(self, responses: int) -> None:
         self.responses = responses
-        self.ids, self.offsets, self.labels, self.margins = array("i"), array("q", [0]), bytearray(), array("f")
-        self.where: list[str] = []
+        self.ids, self.offsets, self.labels, self.margins = Spool(), array("q", [0]), bytearray(), array("f")
+        self.where = Origins()
 
     def __len__(self) -> int:
         return len(self.where)
@@ -108,15 +109,15 @@ class _ResponseBuilder:
         if not isinstance(example, ResponseExample):
             raise TypeError(f"{type(example).__name__} has no responses")
         for part in (row.prompt, *row.responses):
-            self.ids.frombytes(part.tobytes())
-            self.offsets.append(len(self.ids))
+            self.ids.add(part)
+            self.offsets.append(self.offsets[-1] + len(part))
         self.labels.append(bool(example.label))
         self.margins.append(float("nan") if example.margin is None else example.margin)
         self.where.append(example.where)
 
     def build(self) -> ResponseRows:
         labels = np.frombuffer(self.labels, np.bool_) if self.responses == 1 else None
-        ids, offsets = np.frombuffer(self.ids, np.int32), np.frombuffer(self.offsets, np.int64)
+        ids, offsets = self.ids.array(np.int32), np.frombuffer(self.offsets, np.int64)
         return ResponseRows(ids, offsets, self.responses, labels, np.frombuffer(self.margins, np.float32), self.where)
 
 

@@ -39,6 +39,13 @@ class Row(NamedTuple):
     line: int
 
 
+class LocatedRow(NamedTuple):
+    """A row, or the end of the files, and the problems that lie between it and the row before."""
+
+    row: Row | None
+    problems: list[Problem]
+
+
 Reader = Callable[[Path, list[Problem]], Iterator[Row]]
 
 
@@ -66,6 +73,15 @@ def read_rows(paths: Sequence[str], problems: list[Problem]) -> Iterator[Row]:
                 yield from _counted(path.name, problems, READERS[path.suffix.lower()](path, problems))
             except OSError as error:
                 problems.append(Problem(str(path), f"cannot be read: {error.strerror or error}"))
+
+
+def read_located(paths: Sequence[str]) -> Iterator[LocatedRow]:
+    """Do what `read_rows` does, with each problem in its place, so that rows may be read ahead."""
+    problems, told = list[Problem](), 0
+    for row in read_rows(paths, problems):
+        yield LocatedRow(row, problems[told:])
+        told = len(problems)
+    yield LocatedRow(None, problems[told:])
 
 
 def list_files(paths: Sequence[str]) -> list[Path]:

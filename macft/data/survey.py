@@ -17,8 +17,9 @@ from macft.data.chat_template import Encoded, EncodedResponses
 from macft.data.examples import ChatExample, CompletionExample, Example, Message, ResponseExample, RowProblem
 from macft.data.inspect import Piece, encode_row
 from macft.data.mix import hash_example
+from macft.data.outcomes import make_reader, read_row
 from macft.data.places import Place, Places
-from macft.data.prepare import estimate_rows, make_reader, read_row
+from macft.data.prepare import estimate_rows
 from macft.data.rows import Settings
 from macft.data.sources import Row, list_files, read_rows
 from macft.data.turns import Tokenizer

@@ -17,6 +17,7 @@ from macft.data.chat_template import Encoded, encode_with_notes
 from macft.data.examples import Example, RowProblem, TextExample, parse_example
 from macft.data.rows import ANSWER_CUT_OFF, TOO_LONG, Made, Settings
 from macft.data.sources import Row
+from macft.data.spool import Origins, Spool
 
 NOTHING_TO_LEARN = "nothing to learn in it"
 
@@ -35,7 +36,7 @@ class TokenRows:
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
-    where: list[str]
+    where: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -62,7 +63,9 @@ class TokenRows:
     @cached_property
     def supervised(self) -> npt.NDArray[np.int64]:
         """Supervised tokens of each row [N]."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])[self.offsets])
+        if not len(self):
+            return np.zeros(0, np.int64)
+        return np.add.reduceat(self.mask, self.offsets[:-1], dtype=np.int64)  # no row is empty
 
     @cached_property
     def fingerprint(self) -> str:
@@ -79,24 +82,23 @@ def hash_arrays(*arrays: npt.NDArray[np.generic]) -> str:
 
 
 class _TokenBuilder:
-    """Grows token rows without a Python object a token."""
+    """Grows token rows on the disk."""
 
     def __init__(self) -> None:
-        self.ids, self.mask, self.offsets = array("i"), bytearray(), array("q", [0])
-        self.where: list[str] = []
+        self.ids, self.mask, self.offsets, self.where = Spool(), Spool(), array("q", [0]), Origins()
 
     def __len__(self) -> int:
         return len(self.where)
 
     def add(self, row: Encoded, example: Example) -> None:
-        self.ids.frombytes(row.ids.tobytes())
-        self.mask.extend(row.mask.tobytes())
-        self.offsets.append(len(self.ids))
+        self.ids.add(row.ids)
+        self.mask.add(row.mask)
+        self.offsets.append(self.mask.size)
         self.where.append(example.where)
 
     def build(self) -> TokenRows:
-        ids, mask = np.frombuffer(self.ids, np.int32), np.frombuffer(self.mask, np.bool_)
-        return TokenRows(ids, mask, np.frombuffer(self.offsets, np.int64), self.where)
+        offsets = np.frombuffer(self.offsets, np.int64)
+        return TokenRows(self.ids.array(np.int32), self.mask.array(np.bool_), offsets, self.where)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
+from macft.data.chat_template import find_stop_ids
 from macft.errors import ModelError
 from macft.models.dequantized import multiply_dequantized
 from macft.models.describe import describe, read_config, text_config
@@ -97,6 +98,17 @@ def load_lazily(
         multiply_dequantized(model)
     model.freeze()
     return model, config
+
+
+def load_stopping_tokenizer(folder: Path) -> TokenizerWrapper:
+    """Load a model's tokenizer as training uses it: it also stops where the chat template ends a turn.
+
+    Raises:
+        ModelError: As for `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token_ids = find_stop_ids(tokenizer)
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> TokenizerWrapper:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,9 @@ import mlx.nn as nn
 from macft.chat.generate import answer_batch
 from macft.data.batches import Counted, Rows
 from macft.data.cache import prepare_once
-from macft.data.chat_template import find_stop_ids
 from macft.data.general import add_general
 from macft.data.hygiene.leaks import refuse_leaks
+from macft.data.pool import Workers
 from macft.data.prepare import Prepared, data_facts, prepare, with_siblings
 from macft.data.referenced import Mismatched
 from macft.data.response_rows import ResponseRows
@@ -34,7 +35,7 @@ from macft.models.adapters import count_values
 from macft.models.catalog import resolve
 from macft.models.describe import describe, describe_as_loaded, tokenizer_hash
 from macft.models.head import Head, find_head
-from macft.models.load import load_model, load_tokenizer
+from macft.models.load import load_model, load_stopping_tokenizer
 from macft.models.recompute import recompute
 from macft.models.stream import Stream, prepare_stream
 from macft.plan import CACHE_SHARE, Plan, Verdict, plan, refusal
@@ -111,8 +112,7 @@ class Session:
             self.emit(warned)
         self._refuse_untrainable()
         self.ranks = self.meet()
-        self.tokenizer = load_tokenizer(self.folder)
-        self.tokenizer.eos_token_ids = find_stop_ids(self.tokenizer)
+        self.tokenizer = load_stopping_tokenizer(self.folder)
         data = self._prepare(self._read_data(is_new=latest is None))
         self.checkpoints.world = make_world(self.recipe, self.folder, data)
         self._require_same_world()
@@ -165,13 +165,8 @@ class Session:
         return found.data
 
     def _prepare(self, table: DataTable) -> Prepared:
-        settings = (
-            self.recipe.method,
-            self._limit,
-            self.facts.vocab_size,
-            self.recipe.evaluate,
-            tokenizer_hash(self.folder),
-        )
+        recipe = self.recipe
+        settings = (recipe.method, self._limit, self.facts.vocab_size, recipe.evaluate, tokenizer_hash(self.folder))
         data = prepare_once(
             home() / "cache" / "rows",
             table,
@@ -179,11 +174,12 @@ class Session:
             lambda: prepare(
                 table,
                 self.tokenizer,
-                method=self.recipe.method,
+                method=recipe.method,
                 max_seq_length=self._limit,
                 vocab_size=self.facts.vocab_size,
-                evaluate=self.recipe.evaluate,
+                evaluate=recipe.evaluate,
                 progress=self._teller("tokenize"),
+                workers=Workers(partial(load_stopping_tokenizer, self.folder)),
             ),
         )
         for message, fix in data.report.list_warnings():
@@ -339,13 +335,15 @@ class Session:
                     state = fold([sign], state)
 
     def _teller(self, phase: str) -> Callable[[int, int], None]:
-        told_at, told = 0.0, -1
+        told_at, told, began = 0.0, -1, time.monotonic()
 
         def tell(done: int, total: int) -> None:
             nonlocal told_at, told
             if done != told and (done in {0, total} or time.monotonic() - told_at >= TELL_SECONDS):
-                self.emit(PhaseProgress(name=phase, done=done, total=total))
                 told_at, told = time.monotonic(), done
+                rate = done / max(TELL_SECONDS, told_at - began)
+                left = (total - done) / rate if rate and total else None
+                self.emit(PhaseProgress(name=phase, done=done, total=total, per_second=rate, seconds_left=left))
             self.ranks.raise_if_lost()
             if self.requests.wants_stop():
                 raise Stopped(f"stopped while the run was at: {phase}", fix="`macft resume` goes on with it.")

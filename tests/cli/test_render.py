@@ -131,6 +131,10 @@ def test_the_bar_shows_step_loss_speed_memory_and_time_left():
     ("event", "text"),
     [
         (PhaseProgress(name="tokenize", done=150, total=300), "reading rows"),
+        (
+            PhaseProgress(name="tokenize", done=5_000, total=90_000, per_second=1_000.0, seconds_left=85.0),
+            "5,000/90,000 · 1,000/s · 1 min left",
+        ),
         (PhaseProgress(name="load"), "loading the model"),
         (PhaseProgress(name="answer", done=10, total=100), "10/100"),
         (PhaseProgress(name="fetching x", done=1_000, total=2_000, note="MB"), "1,000/2,000 MB"),

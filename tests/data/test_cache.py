@@ -62,7 +62,7 @@ def test_whatever_changes_the_result_makes_it_anew(preparation: Preparation) -> 
 def test_a_damaged_entry_is_made_anew(preparation: Preparation) -> None:
     first = preparation.once()
     entry = next((preparation.folder / "cache").iterdir())
-    (entry / "train-where.txt").write_text("one line\n")
+    (entry / "train-where.npy").write_bytes((entry / "valid-where.npy").read_bytes())
     again = preparation.once()
     assert preparation.made == 2
     assert again.train.where == first.train.where

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from macft.data.chat_template import decode
-from macft.data.prepare import Outcome, make_reader, read_row
+from macft.data.outcomes import Outcome, make_reader, read_row
 from macft.data.response_rows import SAME_WHEN_CUT
 from macft.data.rows import Settings
 from macft.data.sources import Row

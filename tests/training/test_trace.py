@@ -62,8 +62,8 @@ def test_each_layer_adds_what_is_counted(tmp_path: Path, family: str, changes: d
     facts = facts_of(tmp_path, model_type=family)
     recipe = recipe_of(facts, **changes)
     part = make_pass(recipe, facts, DATA, "none", 512)
-    few, many = (trace_layers(recipe, facts, part, layers) for layers in (2, 10))
-    assert (many - few) / 8 == pytest.approx(count_layer(recipe, facts, part, is_gpu=False), rel=0.02)
+    few, many = (trace_layers(recipe, facts, part, layers) for layers in (3, 10))
+    assert (many - few) / 7 == pytest.approx(count_layer(recipe, facts, part, is_gpu=False), rel=0.05)
 
 
 def test_a_config_is_enough_and_nothing_is_allocated(tmp_path: Path) -> None:
