@@ -64,7 +64,7 @@ def machine(tmp_path) -> Machine:
 
 def test_make_alone_lists_the_targets(machine):
     said = machine.make().stdout
-    targets = ["quickstart", "test", "check", "long", "bench", "bench-dpo", "clean"]
+    targets = ["quickstart", "test", "check", "long", "faults", "bench", "bench-dpo", "screenshots", "clean"]
     assert re.findall(r"^make ([\w-]+)", said, re.M) == targets
 
 
