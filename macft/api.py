@@ -840,7 +840,11 @@ def _run_job(job: "Job") -> Run:
     from macft.recipe import make_recipe
 
     trained = Path(job.run) / "recipe.toml"
-    recipe = trained.read_text(encoding="utf-8") if job.run else dump_recipe(make_recipe({"model": job.base_name}))
+    recipe = (
+        trained.read_text(encoding="utf-8")
+        if job.run
+        else dump_recipe(make_recipe({"model": job.base_name or job.name}))
+    )
     run = Run.create(make_run_path(runs_folder(), method=job.kind, model=job.base_name or job.name), recipe)
     job.save(run)
     _start_process(run)

@@ -40,8 +40,8 @@ class RunState:
         steps: Every update that counts, oldest first; the lists are never changed after they are handed out.
         best: The best evaluation by the recipe's `evaluate.metric`.
         checkpoint_step: Step of the newest checkpoint, 0 when there is none.
-        micro_batch_divisor: What a forward pass's rows and tokens are divided by, since memory ran out.
         job: What a job is about to write, and `result` what it wrote.
+        micro_batch_divisor: What a forward pass's rows and tokens are divided by, since memory ran out.
     """
 
     status: str = "waiting"
@@ -57,9 +57,9 @@ class RunState:
     best: Evaluated | None = None
     checkpoint_step: int = 0
     scores: Scored | None = None
-    micro_batch_divisor: int = 1
     job: JobPlanned | None = None
     result: ResultWritten | None = None
+    micro_batch_divisor: int = 1
     ended: RunEnded | None = None
     updated: float = 0.0
 

@@ -19,6 +19,7 @@ from macft.errors import MacftError, ModelError
 from macft.machine import read_machine
 from macft.serve import Served, is_local, open_server
 from tests.conftest import REPOSITORY
+from tests.oracles import ask
 from tests.shelf import Shelf, make_shelf
 
 ASKED = {"messages": [{"role": "user", "content": "what is it?"}], "max_tokens": 8, "temperature": 0}
@@ -79,6 +80,18 @@ def test_a_stream_comes_in_parts_and_ends(client: Client) -> None:
     assert events[-1] == "[DONE]"
     joined = "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1])
     assert joined == json.loads(client(ASKED)[1])["choices"][0]["message"]["content"]
+
+
+@pytest.mark.long
+def test_the_openai_package_is_answered_as_any_client(client: Client) -> None:
+    told = {"url": client.served.url, "token": client.served.token, "model": "one"}
+    answer = ask("client", {**told, "messages": ASKED["messages"], "max_tokens": ASKED["max_tokens"]})
+    expected = json.loads(client(ASKED)[1])
+    assert answer["whole"] == answer["streamed"] == expected["choices"][0]["message"]["content"]
+    assert answer["tokens"] == expected["usage"]["completion_tokens"]
+    assert answer["continued"]
+    assert answer["models"] == ["one"]
+    assert answer["statuses"] == [200, 401, 400]
 
 
 def test_text_completions_and_the_list_of_models_work(client: Client) -> None:

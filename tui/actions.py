@@ -80,6 +80,8 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
         Action("use", "enter", "use", "Use", "Put the model into the recipe on Train."),
         Action("pull", "p", "pull", "Fetch", "Fetch a model; nothing else in the studio goes online."),
         Action("end_pull", "k", "end_pull", "End fetching", "End it; what was fetched stays.", in_footer=False),
+        Action("quantize", "q", "quantize", "Quantize", "Write a copy with 4 or 8 bits a weight; the model stays."),
+        Action("cancel", "c", "cancel", "Cancel", "Cancel the quantizing; nothing of it is left.", in_footer=False),
         Action("refresh", "r", "refresh", "Look again", "Look at the folders again.", in_footer=False),
         Action("filter", "slash", "filter", "Filter", "Show only models whose name holds some letters."),
     ),

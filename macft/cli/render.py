@@ -6,7 +6,7 @@ recorded list of events shows the same text again.
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from macft.events import (
@@ -271,6 +271,10 @@ def _plan(event: TrainingPlanned) -> str:
     return f"{event.total_steps:,} steps · {rows} · {trained} · {engine} · {event.device}{ranks}"
 
 
+def _same(metrics: Mapping[str, float]) -> str:
+    return f"{round(metrics['agreement'] * metrics['tokens']):,} of {metrics['tokens']:,.0f} greedy tokens equal"
+
+
 def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:
     if isinstance(event, JobPlanned):
         form = f"{event.bits} bits, {event.dtype} scales" if event.bits else event.dtype
@@ -279,8 +283,9 @@ def _job_lines(event: JobPlanned | ResultWritten) -> list[str]:
     lines, metrics = [], event.metrics
     if "kept" in metrics:
         lost = f"KL {metrics['kl']:.2g} of {metrics['kl_base']:.2g} nats a token"
-        same = f"{round(metrics['agreement'] * metrics['tokens']):,} of {metrics['tokens']:,.0f} greedy tokens equal"
-        lines.append(f"kept {metrics['kept']:.1%} of what training changed · {lost} · {same}")
+        lines.append(f"kept {metrics['kept']:.1%} of what training changed · {lost} · {_same(metrics)}")
+    elif "kl" in metrics:
+        lines.append(f"beside the original: KL {metrics['kl']:.2g} nats a token · {_same(metrics)}")
     return [*lines, f"wrote {event.path} · {size(event.size_bytes)}", *(f"  {note}" for note in event.notes)]
 
 

@@ -79,7 +79,7 @@ def check_data(
         tables.print_lines(finding_lines(report) if all_ else hygiene_lines(report))
         tables.print_lines(["", *tables.report_lines(tokens)] if tokens else [])
         tables.print_lines(["", *(f"· {line}" for line in advice)])
-    unreadable = [Problem(finding.where, finding.what) for finding in report.list("unreadable")]
+    unreadable = [Problem(finding.where, finding.what) for finding in report.of("unreadable")]
     if refused or unreadable:
         raise refused or DataError(unreadable, fix="`macft data clean` leaves them out.")
     return 0
@@ -233,7 +233,7 @@ def hygiene_lines(report: "HygieneReport") -> list[str]:
     if report.labels:
         lines.append(f"labels    {_balance(report)}")
     for kind, rows in report.count().items():
-        about, found = KINDS[kind], report.list(kind)
+        about, found = KINDS[kind], report.of(kind)
         places = ", ".join(one_line(finding.where) for finding in found[:_NAMED_ROWS])
         more = f" and {rows - _NAMED_ROWS:,} more" if rows > _NAMED_ROWS else ""
         noun = "row" if rows == 1 else "rows"

@@ -88,18 +88,29 @@ def _sizes(job: Job, facts: ModelFacts) -> tuple[int, int, str]:
         bits = _VALUE_BITS.get(job.gguf_type, 16.0)
         meanwhile = values * _MEANWHILE_BITS.get(job.gguf_type, 16.0) / 8
         return int(values * bits / 8), int(meanwhile), f"a GGUF file of type {job.gguf_type}"
-    if job.quantize:
-        return int(values * (job.quantize + _GROUP_BITS) / 8), 0, f"a whole model of {job.quantize} bits"
     wide = job.dtype == "float32" or (not job.dtype and not facts.is_quantized and facts.bits > _STORED_AS_FLOAT32)
+    if job.quantize:
+        bits = job.quantize + _GROUP_BITS * (2 if wide else 1)
+        size = max(int(values * bits / 8), _twin_bytes(facts))
+        return size, 0, f"a whole model of {job.quantize} bits"
     return values * (4 if wide else 2), 0, f"a whole model in {job.dtype or ('float32' if wide else '16-bit floats')}"
+
+
+def _twin_bytes(facts: ModelFacts) -> int:
+    """Return the size of the codes that a model came with and that its layers keep, 0 when it came without."""
+    twin = facts.path / "quantized"
+    there = not facts.is_quantized and (twin / "config.json").is_file()
+    return describe(twin).weight_bytes if there else 0
 
 
 def _notes(job: Job, facts: ModelFacts) -> Iterable[str]:
     trained = describe_adapter(Path(job.source)).quantize if job.is_adapter and job.kind != "merge" else None
     if trained and not job.dequantize and job.to == "mlx":
         yield f"trained over {trained} bits: what the original weights add is measured, and d takes those bits instead"
-    if job.quantize == 4:
+    if job.quantize == 4 and (job.is_adapter or job.base):
         yield "4 bits often lose what a weak adapter changed; under 95 % it is taken away again"
+    if not job.is_adapter and not job.base and not job.data:
+        yield "without rows, the copy is not compared with the original"
     if job.kind == "merge":
         yield "concat is exact: ranks add up" if job.way == "concat" else "linear keeps the rank and only comes near"
     if job.to == "peft":

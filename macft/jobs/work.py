@@ -84,6 +84,11 @@ class Work:
             else:
                 self._write_gguf()
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is known what the source was before it was trained."""
+        return self.job.is_adapter or bool(self.job.base)
+
     def emit(self, event: Event) -> None:
         """Tell what happened."""
         self.folder.append(event)
@@ -170,7 +175,7 @@ class Work:
         kept = measure_kept(
             probe,
             tuned=self._tuned,
-            base=self._untuned,
+            base=self._untuned if self.is_tuned else None,
             made=lambda: load_lazily(folder)[0],
             progress=self._teller("compare"),
         )
@@ -200,8 +205,8 @@ class Work:
         return load_lazily(self.base, quantize=bits, group_size=size)[0]
 
     def _probe(self) -> Probe | None:
-        if not self.job.is_adapter and not self.job.base:
-            return None  # a whole model that does not say what it was: there is nothing to compare with
+        if not self.is_tuned and not self.job.data:
+            return None  # a whole model that does not say what it was: it can only be compared with itself
         try:
             rows = self._rows()
             return make_probe(rows, describe(self.base).vocab_size)
@@ -247,7 +252,11 @@ class Work:
         )
 
     def _card(self, folder: Path, kept: Kept | None) -> None:
-        said = {"kept of what training changed": f"{kept.share:.2%} (of {kept.tokens} tokens)"} if kept else {}
+        said = {}
+        if kept and self.is_tuned:
+            said = {"kept of what training changed": f"{kept.share:.2%} (of {kept.tokens} tokens)"}
+        elif kept:
+            said = {"greedy tokens as the original's": f"{kept.agreement:.1%} (of {kept.tokens})"}
         write_card(
             folder,
             name=self.job.name,
@@ -265,7 +274,11 @@ class Work:
         adapter = self.recipe.adapter if self.recipe else "lora" if self.job.is_adapter else "full"
         versions = {name: version(name) for name in ("macft", "mlx", "mlx-lm", "transformers")}
         return RunStarted(
-            kind=self.job.kind, method=self.job.kind, adapter=adapter, model=self.job.base_name, versions=versions
+            kind=self.job.kind,
+            method=self.job.kind,
+            adapter=adapter,
+            model=self.job.base_name or self.job.name,
+            versions=versions,
         )
 
     def _plan(self, fused: Fused, size_bytes: int, *, dtype: str = "") -> None:
@@ -283,8 +296,9 @@ class Work:
     def _done(self, out: Path, kept: Kept | None, notes: list[str]) -> None:
         metrics = {}
         if kept:
-            metrics = {"kept": kept.share, "kl": kept.kl_made, "kl_base": kept.kl_base}
-            metrics |= {"agreement": kept.agreement, "tokens": float(kept.tokens)}
+            metrics = {"kl": kept.kl_made, "agreement": kept.agreement, "tokens": float(kept.tokens)}
+            if self.is_tuned:
+                metrics |= {"kept": kept.share, "kl_base": kept.kl_base}
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         said = [note.format(path=out, name=self.job.name, publisher=PUBLISHER) for note in NOTES[self.job.to]]
         self.emit(ResultWritten(to=self.job.to, path=str(out), size_bytes=size, metrics=metrics, notes=[*said, *notes]))

@@ -5,7 +5,7 @@ each has an interval, and each difference a paired test.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from macft.data.inspect import detect
 from macft.data.prepare import prepare
 from macft.data.questions import Question
 from macft.errors import ModelError, Problem, RecipeError
-from macft.measure.answers import AnswerScores, score_answers
+from macft.measure.answers import AnswerScores, RowScore, score_answers
 from macft.measure.comparison import answer_asks
 from macft.measure.kept import first_answer
 from macft.measure.overlap import score_rouge
@@ -128,7 +128,7 @@ class Evaluation:
             "tuned_score": after.score,
         }
 
-    def _pairs(self) -> Any:
+    def _pairs(self) -> Iterable[tuple[RowScore, RowScore]]:
         return zip(self.base.answers.rows, self.tuned.answers.rows, strict=True)
 
 

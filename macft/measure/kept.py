@@ -105,7 +105,7 @@ def measure_kept(
     probe: Probe,
     *,
     tuned: MakeModel,
-    base: MakeModel,
+    base: MakeModel | None,
     made: MakeModel,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Kept:
@@ -114,20 +114,21 @@ def measure_kept(
     Args:
         probe: What they read.
         tuned: Makes the tuned model as it was trained, unevaluated.
-        base: The same for the base, quantized as in training.
+        base: The same for the base, quantized as in training; None when nothing was trained: `share` is 1 then, and
+            `kl_base` 0.
         made: The same for what was made of the tuned model.
         progress: Told (models done, all models).
     """
     progress(0, 3)
     wanted = _logits(tuned(), probe)
     progress(1, 3)
-    kl_base = divergence(wanted, _logits(base(), probe)).mean()
+    kl_base = divergence(wanted, _logits(base(), probe)).mean() if base else 0.0
     progress(2, 3)
     found = _logits(made(), probe)
     kl_made = divergence(wanted, found).mean()
     progress(3, 3)
     agreement = (wanted.argmax(axis=-1) == found.argmax(axis=-1)).mean()
-    share = 1.0 if kl_made < NOTHING else 1.0 - float(kl_made) / max(float(kl_base), NOTHING)
+    share = 1.0 if base is None or kl_made < NOTHING else 1.0 - float(kl_made) / max(float(kl_base), NOTHING)
     return Kept(share, float(kl_made), float(kl_base), float(agreement), len(probe.positions))
 
 

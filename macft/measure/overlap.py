@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-CHINESE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+from macft.measure.answers import CHINESE
+
 _WORD = re.compile(rf"[{CHINESE}]|[^\W_{CHINESE}]+")
 
 

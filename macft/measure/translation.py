@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from macft.measure.overlap import CHINESE
+from macft.measure.answers import CHINESE
 from macft.measure.resampling import Figure, Floats
 
 BLEU_ORDER, CHRF_ORDER, CHRF_BETA = 4, 6, 2

@@ -32,7 +32,7 @@ def test_every_row_is_in_one_part_as_it_was_written(tmp_path):
 def test_a_prompt_is_never_on_two_sides(tmp_path):
     done = split_rows([str(make(tmp_path))], out=tmp_path / "out", valid=0.3)
     assert done.groups == 200
-    assert not check_rows([done.files["train"]], [done.files["valid"]], near=False).list("leak")
+    assert not check_rows([done.files["train"]], [done.files["valid"]], near=False).of("leak")
 
 
 def test_a_group_is_never_on_two_sides(tmp_path):

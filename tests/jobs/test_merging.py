@@ -12,6 +12,7 @@ from macft.jobs.estimate import Done, estimate_job
 from macft.jobs.job import load_job, plan_job
 from macft.jobs.merging import merge_parts
 from macft.models.adapters import read_adapter
+from macft.models.describe import describe
 from macft.recipe import dump_recipe, make_recipe
 from macft.run import Run
 from tests.jobs.conftest import Desk, Willing
@@ -120,3 +121,29 @@ def test_a_plan_is_what_comes(desk: Desk, kind: str, wishes: dict[str, object]) 
     assert planned.seconds == pytest.approx(planned.size_bytes * 2.0 / 1000)
     assert planned.fits
     assert not estimate_job(job, where=desk.out, free_bytes=planned.needed_bytes - 1).fits
+
+
+def test_a_whole_model_is_quantized_into_a_copy_and_compared_with_itself(desk: Desk, tiny_model: Path) -> None:
+    rows = desk.run.path.parent.parent / "private-rows.jsonl"
+    wishes = {"to": "mlx", "quantize": 8, "data": [str(rows)]}
+    job = plan_job(str(tiny_model), kind="export", model=None, home=desk.home, runs=desk.runs, **wishes)  # type: ignore[arg-type]
+    planned = estimate_job(job, where=desk.out, free_bytes=2**40)
+    assert planned.notes == ()
+    result = desk.result("export", str(tiny_model), **wishes)
+    assert "kept" not in result.metrics, "nothing was trained"
+    assert 0 < result.metrics["kl"] < 0.01
+    assert result.metrics["agreement"] > 0.9
+    assert describe(Path(result.path)).is_quantized
+    plain = desk.result("export", str(tiny_model), to="mlx", quantize=8, out=str(desk.out / "plain"))
+    assert plain.metrics == {}
+
+
+def test_a_model_without_a_past_is_exported_as_a_job(
+    desk: Desk, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MACFT_RUNS", str(desk.runs))
+    run = api.export(str(tiny_model), to="mlx", quantize=8, out=desk.out)
+    assert [event.status for event in api.follow(run) if isinstance(event, RunEnded)] == ["done"]
+    started = run.state().started
+    assert started is not None
+    assert started.model == "tiny"

@@ -12,7 +12,11 @@ from typing import Any
 
 from tests.conftest import REPOSITORY
 
-PACKAGES = {"llamacpp": ["llama-cpp-python"], "hugging": ["torch", "transformers", "peft"]}
+PACKAGES = {
+    "llamacpp": ["llama-cpp-python"],
+    "hugging": ["torch", "transformers", "peft"],
+    "client": ["openai"],
+}
 """What each environment needs; llama.cpp is compiled, which takes some ten minutes on two cores."""
 
 

@@ -116,6 +116,20 @@ def test_a_compiled_update_equals_an_uncompiled_one(llama: GoldenCase) -> None:
     assert largest_difference(updates(llama, micro_batch_size=2, compiled=True), plain) < 1e-5
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_shape_is_compiled_once_where_the_recipe_says_so_and_else_never(llama: GoldenCase, compiled: bool) -> None:
+    model, rows = adapted(llama, "lora"), rows_of(llama)
+    objective, runs = objective_of(model), []
+    sums = objective.sums
+    objective.sums = lambda *inputs: runs.append(1) or sums(*inputs)  # type: ignore[method-assign,func-returns-value]
+    optimizer = make_optimizer(OptimizerTable(), 1e-3)
+    updater = Updater(model, objective, optimizer, max_grad_norm=1.0, seed=0, compiled=compiled)
+    for step, row in enumerate((0, 1, 0, 0, 1), start=1):
+        updater(step, [make_batch(rows, np.array([row]))], 1e-3)
+    assert rows.lengths[0] != rows.lengths[1]
+    assert len(runs) == (2 if compiled else 5)
+
+
 def test_dropout_changes_with_the_key_and_is_off_in_evaluation(llama: GoldenCase) -> None:
     model, _ = load_model(llama.folder, compute_dtype="float32")
     attach(model, LoraTable(rank=4, alpha=8.0, dropout=0.5), kind="lora", seed=0)

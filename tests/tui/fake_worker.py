@@ -3,8 +3,8 @@
     python fake_worker.py [SECONDS A PART]
 
 It answers in the same order as the real one: one request after the other, `cancel` at once. A question that says `slow`
-takes a hundred times as long, `same` is answered alike by all, `refuse` is an error, and `die` ends the process amid
-the answer.
+takes a hundred times as long, `same` is answered alike by all, `refuse` is an error, `long` goes on and on, and `die`
+ends the process amid the answer.
 """
 
 import json
@@ -89,7 +89,8 @@ def text_of(ask: dict) -> str | None:
     question = ask["turns"][-1]["content"]
     if "refuse" in question:
         return None
-    return ANSWERS[0] if "same" in question else ANSWERS[ask["voice"] % len(ANSWERS)]
+    answer = ANSWERS[0] if "same" in question else ANSWERS[ask["voice"] % len(ANSWERS)]
+    return "\n\n".join([answer] * 100) if "long" in question else answer
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tui.rows import RowsChild
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 UPDATE = "MACFT_UPDATE_SNAPSHOTS"
 SMALL, LARGE = (80, 24), (120, 36)
-LOOK_SECONDS = 20.0
+LOOK_SECONDS = 60.0
 SEED = 0
 """In blind comparisons, the second voice sits in pane A of the first talk."""
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

@@ -298,7 +298,7 @@ def test_a_job_that_goes_on_is_followed_and_cancelled(tuned: Shelf, size: tuple[
     async def act(pilot: "Pilot[None]") -> None:
         with run.lock():
             await until(pilot, lambda: any(row.is_live for row in adapters(pilot).studio.rows))
-            adapters(pilot)._follow(run.path)
+            adapters(pilot).follow_job(run.path)
             await until(pilot, lambda: "33% compare" in screen_text(pilot))
             await pilot.press(*"kkkkk")
             await check_snapshot(pilot, "adapters-job")

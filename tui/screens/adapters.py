@@ -6,9 +6,9 @@ there is what is shown.
 
 import json
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -18,7 +18,6 @@ from textual.content import Content
 from textual.widgets import Static, Tree
 
 from macft import api
-from macft.errors import MacftError
 from macft.format import clean, one_line
 from macft.machine import home
 from tui.actions import bindings
@@ -27,11 +26,11 @@ from tui.messages import RunRow
 from tui.paths import PathSuggester
 from tui.screens.ask import AskScreen
 from tui.screens.choose import ChooseScreen
+from tui.screens.jobs import Jobs
 from tui.screens.listing import ListScreen
-from tui.screens.plan_job import BITS, PlanJobScreen, Turns, Wish
+from tui.screens.plan_job import BITS, Turns, Wish
 from tui.screens.removal import Removal
 from tui.tree import ADAPTER, BASE, CHECKPOINT, JOB, RUN, Leaf, grow
-from tui.widgets.job_line import JobLine
 from tui.widgets.leaf_detail import describe
 from tui.widgets.leaf_tree import LeafTree
 
@@ -50,7 +49,7 @@ EMPTY = """No adapters yet.
   i   add a folder that another tool made: mlx-lm's or PEFT's"""
 
 
-class AdaptersScreen(Removal, ListScreen):
+class AdaptersScreen(Jobs, Removal, ListScreen):
     """Bases, runs, checkpoints and what they became."""
 
     NAME = "adapters"
@@ -61,7 +60,6 @@ class AdaptersScreen(Removal, ListScreen):
         super().__init__()
         self.leaves: list[Leaf] = []
         self.marked: list[Leaf] = []
-        self.job: Path | None = None
         self.server: subprocess.Popen[str] | None = None
         self._grown: object = None
 
@@ -75,12 +73,12 @@ class AdaptersScreen(Removal, ListScreen):
                     yield Static(Content(EMPTY), id="empty")
                 yield Static(id="leaf", classes="box", markup=False)
             yield Static(id="serving", markup=False)
-            yield JobLine(id="job", markup=False)
+            yield from self.compose_job()
 
     def on_mount(self) -> None:
         """Nothing goes on yet."""
         self.query_one("#tree-box").border_title = "Base → runs → checkpoints"
-        for name in ("#serving", "#job", "#empty"):
+        for name in ("#serving", "#empty"):
             self.query_one(name).display = False
 
     def on_unmount(self) -> None:
@@ -103,7 +101,7 @@ class AdaptersScreen(Removal, ListScreen):
 
     def show_runs(self, rows: tuple[RunRow, ...]) -> None:
         """Grow the tree anew when a run or a result changed; the job's line follows every news."""
-        self.query_one(JobLine).show(self.studio.row_of(self.job), "c")
+        self.show_job()
         known = tuple(
             (row.path, row.status, row.size_bytes, row.state.checkpoint_step, row.state.result) for row in rows
         )
@@ -165,7 +163,7 @@ class AdaptersScreen(Removal, ListScreen):
             turns: Turns = (("q", "quantize", BITS, "bits"),)
             if leaf.facts and leaf.facts.quantize:
                 turns = (*turns, ("d", "dequantize", (False, True), "add to the base as training saw it"))
-            self._plan(
+            self.plan_job(
                 Wish(
                     f"Fuse {leaf.shown}",
                     lambda **options: api.plan_fuse(name, **options),
@@ -194,7 +192,7 @@ class AdaptersScreen(Removal, ListScreen):
                 turns = (("t", "gguf_type", GGUF_TYPES, "type"),)
             elif to in {"mlx", "lmstudio"}:
                 turns = (("q", "quantize", BITS, "bits"),)
-            self._plan(
+            self.plan_job(
                 Wish(
                     f"{leaf.shown} for {to}",
                     lambda **options: api.plan_export(name, to=to, **options),
@@ -233,7 +231,7 @@ class AdaptersScreen(Removal, ListScreen):
             self.notify(said, title="That did not work", severity="error")
             return
         stem = "+".join(name[:24].replace("/", "-") for name in names)
-        self._plan(
+        self.plan_job(
             Wish(
                 f"Merge {' and '.join(names)}",
                 lambda **options: api.plan_merge(parts, **options),
@@ -242,38 +240,6 @@ class AdaptersScreen(Removal, ListScreen):
                 (("b", "way", ("concat", "linear"), "way"),),
             )
         )
-
-    def _plan(self, wish: Wish) -> None:
-        def go(wanted: Wish | None) -> None:
-            if wanted:
-                self.start_job(lambda: wanted.start(**wanted.options))
-
-        self.app.push_screen(PlanJobScreen(wish), go)
-
-    @work(thread=True, exit_on_error=False, group="job")
-    def start_job(self, start: Callable[[], Any]) -> None:
-        """Start a job; its process takes a moment to take its lock."""
-        try:
-            run = start()
-        except MacftError as error:
-            self.app.call_from_thread(self._refuse, str(error))
-            return
-        self.app.call_from_thread(self._follow, run.path)
-
-    def _refuse(self, said: str) -> None:
-        self.notify(said, title="It cannot start", severity="error", timeout=12, markup=False)
-
-    def _follow(self, path: Path) -> None:
-        self.job, self.marked = path, []
-        self.show_runs(self.studio.rows)
-
-    def action_cancel(self) -> None:
-        """Cancel the job; nothing of it is left."""
-        row = self.studio.row_of(self.job)
-        if row is None or not row.is_live:
-            self.notify("No job goes on here.")
-        else:
-            self.attempt(api.stop, str(row.path), done="It is being cancelled")
 
     def action_serve(self) -> None:
         """Serve what the cursor is on, or end that."""
@@ -339,6 +305,11 @@ class AdaptersScreen(Removal, ListScreen):
             self.action_refresh()
         else:
             self.notify("Runs, jobs and adapters can be removed; checkpoints go with their run.")
+
+    def after_start(self) -> None:
+        """Take the marks away: what they were for goes on."""
+        self.marked = []
+        self.show_runs(self.studio.rows)
 
     def after_undo(self) -> None:
         """Look again."""

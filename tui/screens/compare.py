@@ -31,7 +31,7 @@ from tui.screens.edit import EditScreen
 from tui.screens.frame import StudioScreen
 from tui.screens.settings import Settings, SettingsScreen
 from tui.screens.voices import Chosen, VoicesScreen
-from tui.widgets.pane import LETTERS, Pane, Said, figures, sayings
+from tui.widgets.pane import LETTERS, Pane, Said, figures, sayings, title
 from tui.widgets.verdict import VerdictBar, first_line, second_line
 
 DRAW_SECONDS = 0.1
@@ -127,18 +127,15 @@ class CompareScreen(StudioScreen):
 
     def _draw_pane(self, pane: Pane) -> None:
         talk, voices = self.comparison.talk, self.comparison.voices
-        letter = LETTERS[pane.place]
-        if talk is None or not voices:
-            name = _name(voices[pane.place]) if voices and not self.comparison.is_blind else ""
-            pane.border_title, pane.border_subtitle = f"{letter}  {name}".strip(), ""
-            if self.comparison.waiting:
-                pane.show([Said(True, self.comparison.waiting)])
-            else:
-                pane.show([Said(False, EMPTY)] if pane.place == 0 and not self.comparison.named else [])
-            return
-        name = "?" if talk.hides_names else _name(voices[talk.order[pane.place]])
-        pane.border_title, pane.border_subtitle = f"{letter}  {name}", figures(talk, pane.place)
-        pane.show(sayings(talk, pane.place))
+        blind = self.comparison.is_blind if talk is None else talk.hides_names
+        pane.border_title = title(voices, talk.order if talk else range(MOST), pane.place, is_blind=blind)
+        pane.border_subtitle = figures(talk, pane.place) if talk else ""
+        if talk and voices:
+            pane.show(sayings(talk, pane.place))
+        elif self.comparison.waiting:
+            pane.show([Said(True, self.comparison.waiting)])
+        else:
+            pane.show([Said(False, EMPTY)] if pane.place == 0 and not self.comparison.named else [])
 
     def _take_voices(self, voices: tuple[Voice, ...]) -> None:
         self._seen_voices, self.book, self.judged = voices, None, []
@@ -199,11 +196,9 @@ class CompareScreen(StudioScreen):
             self.comparison.stop()
         elif self.is_editing:
             self.is_editing = False
-        elif time.monotonic() - self._changed_at < GRACE_SECONDS:
-            pass
         elif self.focused is not bar and bar.can_focus:
             bar.focus()
-        else:
+        elif self.focused is not bar or time.monotonic() - self._changed_at > GRACE_SECONDS:
             self.query_one("#pane-A").focus()
         self.draw()
 
@@ -398,8 +393,3 @@ class CompareScreen(StudioScreen):
         if book.pairs < ENOUGH:
             self.notify(f"{book.pairs} pairs are few: a run mostly learns these very answers.", severity="warning")
         self.attempt(lambda: self.studio.open_draft(draft_for_picks(book.path, voices[-1])))
-
-
-def _name(voice: Voice) -> str:
-    model = Path(voice.model_path).name
-    return one_line(voice.name if voice.name == model else f"{voice.name} · {model}", 60)

@@ -6,6 +6,7 @@ The rule: a screen draws what `show_runs` hands it and keeps no truth of its own
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -58,6 +59,16 @@ class StudioScreen(Screen[None]):
 
     def show_runs(self, rows: tuple[RunRow, ...]) -> None:
         """Draw what of the runs this screen shows."""
+
+    @work(thread=True, exit_on_error=False, group="attempts")
+    def attempt_aside(self, act: Callable[[], Any], then: Callable[[Any], None], title: str) -> None:
+        """Do what takes a while in a thread, and go on with its result, or say what is wrong."""
+        try:
+            result = act()
+        except MacftError as error:
+            self.app.call_from_thread(self.notify, str(error), title=title, severity="error", timeout=12, markup=False)
+        else:
+            self.app.call_from_thread(then, result)
 
     def attempt(self, work: Callable[..., Any], *arguments: Any, done: str = "") -> bool:
         """Do something that macft may refuse; says what was done, or what is wrong and what to do."""

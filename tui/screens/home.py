@@ -133,8 +133,10 @@ class HomeScreen(Removal, ListScreen):
 
     def action_resume(self) -> None:
         """Go on with the run."""
-        if (row := self.current) and self.attempt(api.resume, str(row.path), done=f"{row.name} goes on"):
-            self.studio.open_run(row.path)
+        if row := self.current:
+            self.attempt_aside(
+                lambda: api.resume(str(row.path)), lambda run: self.studio.open_run(run.path), "It cannot go on"
+            )
 
     def action_stop(self) -> None:
         """Ask the run to save and end."""

@@ -111,7 +111,9 @@ class LiveScreen(StudioScreen):
     def action_resume(self) -> None:
         """Go on with the run."""
         if row := self.row:
-            self.attempt(api.resume, str(row.path), done=f"{row.name} goes on")
+            self.attempt_aside(
+                lambda: api.resume(str(row.path)), lambda run: self.notify(f"{run.name} goes on"), "It cannot go on"
+            )
 
     def action_compare(self) -> None:
         """Ask Base and the run the same."""

@@ -1,7 +1,8 @@
 """Models: what is on this machine, whether it can be trained and chatted with here, and fetching more."""
 
 import subprocess
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rich.text import Text
 from textual import work
@@ -15,13 +16,16 @@ from textual.worker import get_current_worker
 from macft import api
 from macft.events import PhaseProgress, decode_event
 from macft.format import MISSING, clean, count, gigabytes, one_line
-from macft.machine import MachineFacts, read_machine
+from macft.machine import MachineFacts, home, read_machine
 from macft.plan import USABLE_SHARE, DataFacts, Verdict
 from macft.plan import plan as make_plan
 from macft.recipe import SftRecipe
 from tui.actions import bindings
+from tui.messages import RunRow
 from tui.screens.ask import AskScreen
+from tui.screens.jobs import Jobs
 from tui.screens.listing import ListScreen
+from tui.screens.plan_job import Wish
 from tui.widgets.memory_bar import SIGNS
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ class Known(NamedTuple):
     chat: str
 
 
-class ModelsScreen(ListScreen):
+class ModelsScreen(Jobs, ListScreen):
     """All models of this machine."""
 
     NAME = "models"
@@ -57,6 +61,7 @@ class ModelsScreen(ListScreen):
         super().__init__()
         self.models: list[Known] = []
         self.process: subprocess.Popen[str] | None = None
+        self.is_quantizing = False
 
     def compose_body(self) -> ComposeResult:
         """Put the table beside what is said of one model."""
@@ -69,6 +74,7 @@ class ModelsScreen(ListScreen):
                     yield Static(id="pulling-what", markup=False)
                     yield ProgressBar(id="pulling-bar", show_eta=False)
             yield Static(id="model-detail", classes="box", markup=False)
+        yield from self.compose_job()
 
     def on_mount(self) -> None:
         """Make the columns, and read what is there."""
@@ -183,6 +189,41 @@ class ModelsScreen(ListScreen):
         if self.process:
             self.process.terminate()
 
+    def action_quantize(self) -> None:
+        """Plan a copy with fewer bits a weight."""
+        known = self.current
+        if known is None:
+            return
+        facts = known.facts
+        if facts.is_quantized or not facts.trainable:
+            self.notify(facts.why_not or f"{facts.name} is quantized already.", severity="warning", markup=False)
+            return
+        folder = str(facts.path)
+        rows = [path for path in self.studio.draft.value("data.train") or [] if Path(path).exists()]
+
+        def options(wanted: dict[str, Any]) -> dict[str, Any]:
+            out = home() / "models" / f"{Path(facts.name).name}-{wanted['quantize']}bit"
+            return {"out": out, "data": rows, **wanted}
+
+        self.plan_job(
+            Wish(
+                f"Quantize {facts.name}",
+                lambda **wanted: api.plan_export(folder, to="mlx", **options(wanted)),
+                lambda **wanted: api.export(folder, to="mlx", **options(wanted)),
+                {"quantize": 4},
+                (("q", "quantize", (4, 8), "a weight"),),
+            )
+        )
+
+    def show_runs(self, rows: tuple[RunRow, ...]) -> None:
+        """Follow the quantizing, and list the copy when it is there."""
+        was_live = self.is_quantizing
+        row = self.studio.row_of(self.job)
+        self.is_quantizing = row is not None and row.is_live
+        self.show_job()
+        if was_live and not self.is_quantizing:
+            self.read_models()
+
     def action_refresh(self) -> None:
         """Look at the folders again."""
         self.read_models()
@@ -226,5 +267,5 @@ def describe(known: Known) -> Content:
     ]
     if facts.why_not:
         lines.append(f"\n▲ {facts.why_not}")
-    lines.append("\nenter puts it into the recipe on Train")
+    lines.append("\nenter puts it into the recipe on Train\nq writes a copy with fewer bits")
     return Content.assemble((one_line(facts.name), "bold"), "\n\n", clean("\n".join(lines)))

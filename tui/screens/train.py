@@ -161,14 +161,23 @@ class TrainScreen(StudioScreen):
                 self.why_not or "The plan is still being made.", title="Not yet", severity="warning", markup=False
             )
             return
+        recipe, self.recipe = self.recipe, None  # the same key again starts no second run
+        self._launch(recipe)
+
+    @work(thread=True, exit_on_error=False, group="start")
+    def _launch(self, recipe: Recipe) -> None:
+        title = why_not = ""
         try:
-            run = api.launch(self.recipe)
+            run = api.launch(recipe)
         except DoesNotFit as error:
-            self.notify(str(error), title="It does not fit: f makes it fit", severity="error", timeout=12, markup=False)
+            title, why_not = "It does not fit: f makes it fit", str(error)
         except MacftError as error:
-            self.notify(str(error), title="It cannot start", severity="error", timeout=12, markup=False)
+            title, why_not = "It cannot start", str(error)
+        if why_not:
+            self.app.call_from_thread(self.notify, why_not, title=title, severity="error", timeout=12, markup=False)
         else:
-            self.studio.open_run(run.path)
+            self.app.call_from_thread(self.studio.open_run, run.path)
+        self.app.call_from_thread(self._reconsider)
 
     def action_fit(self) -> None:
         """Apply the cheapest change that makes the plan fit."""

@@ -53,5 +53,5 @@ def _result(row: RunRow) -> list[str]:
     if (kept := result.metrics.get("kept")) is not None:
         parts.insert(0, f"kept {kept:.1%} of what training changed")
     if (same := result.metrics.get("agreement")) is not None:
-        parts.insert(1, f"{same:.1%} of greedy tokens agree")
+        parts.insert(len(parts) - 1, f"{same:.1%} of greedy tokens as the original's")
     return [" · ".join(parts), f"\n  {clean(result.path)}", *(f"\n  {clean(note)}" for note in result.notes[:2])]

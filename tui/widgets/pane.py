@@ -1,5 +1,7 @@
 """One voice's side of a comparison: what was said, the newest answer as it grows, and its figures."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from textual.containers import VerticalScroll
@@ -7,8 +9,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from macft.chat.panes import Reply
-from macft.format import clean
+from macft.chat.panes import Reply, Voice
+from macft.format import clean, one_line
 from tui.markdown import lay_out, lay_out_growing
 from tui.rounds import Talk
 
@@ -101,6 +103,16 @@ def sayings(talk: Talk, place: int) -> list[Said]:
         said.append(Said(True, one.question))
         said.append(Said(False, reply.text, is_growing=not one.end and reply.finish_reason is None))
     return said
+
+
+def title(voices: Sequence[Voice], order: Sequence[int], place: int, *, is_blind: bool) -> str:
+    """Name a pane, and the voice that sits there unless nobody may know."""
+    if not voices:
+        return LETTERS[place]
+    voice = voices[order[place]]
+    model = Path(voice.model_path).name
+    name = voice.name if voice.name == model else f"{voice.name} · {model}"
+    return f"{LETTERS[place]}  {'?' if is_blind else one_line(name, 60)}"
 
 
 def figures(talk: Talk, place: int) -> str:

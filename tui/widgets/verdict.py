@@ -91,9 +91,9 @@ def second_line(comparison: Comparison, book: PickBook | None) -> str:
         parts.append(f"prompt {shown:,}/{len(comparison.prompts):,}")
     if book:
         tally = book.tally
+        parts.append(gauge(book.pairs))
         if any(tally.wins) or tally.ties or tally.both_bad:
             parts.append(one_line(str(tally)))
-        parts.append(gauge(book.pairs))
     return " · ".join(parts)
 
 

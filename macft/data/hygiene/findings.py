@@ -125,8 +125,8 @@ class HygieneReport:
         counts = Counter(finding.kind for finding in self.findings)
         return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
-    def list(self, kind: str) -> list[Finding]:
-        """List the findings of a kind."""
+    def of(self, kind: str) -> list[Finding]:
+        """Return the findings of a kind."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +141,7 @@ class HygieneReport:
                 role: {name: getattr(lengths, name) for name in Lengths.__slots__}
                 for role, lengths in self.lengths.items()
             },
+            "near_rows": self.near_rows,
             "turns": {str(turns): rows for turns, rows in self.turns.items()},
             "labels": dict(self.labels),
         }
@@ -148,7 +149,8 @@ class HygieneReport:
 
 def write_finding(finding: Finding) -> dict[str, Any]:
     """Return a finding as JSON values, without what it does not have."""
-    values = {"kind": finding.kind, "level": KINDS[finding.kind].level, "where": finding.where, "what": finding.what}
+    values: dict[str, Any] = {"kind": finding.kind, "level": KINDS[finding.kind].level, "where": finding.where}
+    values |= {"file": finding.file, "line": finding.line, "what": finding.what}
     if finding.other:
         values["other"] = finding.other
     return values | ({"similarity": round(finding.similarity, 3)} if finding.similarity is not None else {})

@@ -24,7 +24,7 @@ def planted(tmp_path_factory):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"unreadable"} and "between" not in kind])
 def test_planted_faults_are_found_and_nothing_else(planted, kind):
     report, faults = planted
-    found = {finding.line for finding in report.list(kind)}
+    found = {finding.line for finding in report.of(kind)}
     assert len(found & faults[kind]) >= 0.99 * len(faults[kind])
     assert len(found - faults[kind]) <= 0.01 * report.total
 
@@ -35,7 +35,7 @@ def test_planted_faults_are_found_in_ten_thousand_rows(tmp_path, seed):
     train, held_out, faults = plant(tmp_path, rows=10_000, each=100, seed=seed)
     report = check_rows([str(train)], [str(held_out)])
     for kind, lines in faults.items():
-        found = {finding.line for finding in report.list(kind)}
+        found = {finding.line for finding in report.of(kind)}
         assert len(found & lines) >= 0.99 * len(lines), kind
         assert len(found - lines) <= 0.01 * report.total, kind
 
@@ -51,7 +51,7 @@ def test_real_rows_raise_few_alarms(name):
 def test_addresses_that_differ_in_a_number_are_different(tmp_path):
     path = REPOSITORY / "recipes" / "data" / "addresses" / "train.jsonl"
     lines = path.read_text().splitlines()
-    for finding in check_rows([str(path)]).list("near_duplicate"):
+    for finding in check_rows([str(path)]).of("near_duplicate"):
         one, other = (json.loads(lines[int(place.split(":")[1]) - 1]) for place in (finding.where, finding.other))
         digits = [{*"".join(c if c.isdigit() else " " for c in json.dumps(row)).split()} for row in (one, other)]
         assert finding.similarity >= 0.9 or digits[0] == digits[1]
@@ -88,7 +88,7 @@ def test_labels_are_balanced_and_are_no_repeated_replies(tmp_path):
     rows = [chat(f"Is the {n}th of them red or blue?", "Blue" if n % 4 else "Red") for n in range(40)]
     report = check_rows([str(write(tmp_path / "rows.jsonl", rows))])
     assert report.labels == {"Blue": 30, "Red": 10}
-    assert not report.list("repeated_answer")
+    assert not report.of("repeated_answer")
 
 
 def test_preferences_and_documents_are_read(tmp_path):
@@ -105,9 +105,9 @@ def test_preferences_and_documents_are_read(tmp_path):
 
 def test_secrets_are_never_shown(planted):
     report, faults = planted
-    told = json.dumps(list(report.list("personal_data")))
-    assert len(report.list("personal_data")) == len(faults["personal_data"])
-    assert not any(character.isdigit() for finding in report.list("personal_data") for character in finding.what)
+    told = json.dumps(list(report.of("personal_data")))
+    assert len(report.of("personal_data")) == len(faults["personal_data"])
+    assert not any(character.isdigit() for finding in report.of("personal_data") for character in finding.what)
     assert "@" not in told
 
 
