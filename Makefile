@@ -27,6 +27,7 @@ help:
 	@echo "make faults       kills, failing disks, signals, hostile files: all of them"
 	@echo "make bench        macft against stock mlx-lm on this machine; BENCH=--quick for a few batches"
 	@echo "make bench-dpo    macft's DPO against mlx-lm-lora, troy-cli and mlx-tune on this machine; the same BENCH"
+	@echo "make screenshots  draw the README's pictures of the studio"
 	@echo "make clean        remove the environment and all caches; runs and models stay"
 
 quickstart: $(ENV)/openblas
@@ -56,6 +57,9 @@ bench: $(ENV)/developer $(ENV)/openblas
 bench-dpo: $(ENV)/developer $(ENV)/openblas
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m macft pull smollm2-135m
 	LD_PRELOAD=$(PRELOAD) $(PYTHON) -m tests.benchmarks.preferences $(BENCH)
+
+screenshots: $(ENV)/developer
+	$(PYTHON) -m tests.screenshots
 
 reference: $(ENV)/developer
 	$(PYTHON) -m tests.reference
@@ -112,4 +116,4 @@ $(ENV)/openblas: $(ENV)/user
 	  echo "OpenBLAS could not be installed, so macft computes 25 times slower. Debian: 'apt install libopenblas0-pthread'" \
 	    "· Fedora: 'dnf install openblas' · Arch: 'pacman -S openblas'" >&2;; esac
 
-.PHONY: help quickstart test long faults check bench bench-dpo reference clean
+.PHONY: help quickstart test long faults check bench bench-dpo screenshots reference clean

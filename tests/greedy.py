@@ -10,12 +10,14 @@ import mlx.nn as nn
 import mlx_lm.utils
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
 
 from macft.chat.compare import Voices
 from macft.chat.panes import NOTHING_YET, Ask, Sampling, Turn
 from macft.data.chat_template import find_stop_ids, render_prompt
 from macft.data.examples import Message
 from macft.models.load import load_tokenizer
+from macft.models.voices import share_weights
 
 TIE = 1e-3
 """Logits closer than this may change places when the order of a sum does."""
@@ -28,10 +30,6 @@ class Difference(NamedTuple):
     turn: int
     place: int
     gap: float
-
-
-READ_AT_ONCE = {True: 4, False: 2048}
-"""Prompt tokens that stock mlx-lm reads at once, quantized or not: quantized products of many rows take a CPU ages."""
 
 
 def load_stock(folder: Path, adapter: Path | None) -> nn.Module:
@@ -48,6 +46,7 @@ def compare_with_stock(
     """Ask conversations of several turns, each voice with its own history; returns tokens compared and differences."""
     tokenizer = load_tokenizer(folder)
     tokenizer.eos_token_ids = find_stop_ids(tokenizer)
+    readers = [_reader(model) for model in stock]
     compared, differences = 0, []
     for conversation, asked in enumerate(questions):
         histories: list[tuple[Turn, ...]] = [() for _ in stock]
@@ -60,9 +59,9 @@ def compare_with_stock(
             ]
             for part in voices.stream(asks):
                 replies[part.ask] = replies[part.ask].plus(part)
-            for voice, (model, turns) in enumerate(zip(stock, histories, strict=True)):
+            for voice, (model, read, turns) in enumerate(zip(stock, readers, histories, strict=True)):
                 ids = render_prompt([Message(role, content) for role, content in turns], tokenizer)
-                theirs = _answer(model, ids, tokens, tokenizer.eos_token_ids)
+                theirs = _answer(model, read, ids, tokens, tokenizer.eos_token_ids)
                 compared += len(theirs)
                 if (place := _first_difference(replies[voice].token_ids, theirs)) is not None:
                     best = mx.sort(model(mx.array([[*ids, *theirs[:place]]]))[0, -1])[-2:]
@@ -71,9 +70,17 @@ def compare_with_stock(
     return compared, differences
 
 
-def _answer(model: nn.Module, ids: list[int], tokens: int, stops: Collection[int]) -> list[int]:
-    is_quantized = any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
-    steps = generate_step(mx.array(ids), model, max_tokens=tokens, prefill_step_size=READ_AT_ONCE[is_quantized])
+def _reader(model: nn.Module) -> nn.Module:
+    """The model that reads prompts: of a quantized one its dequantized twin, since a CPU takes ages for many rows."""
+    if not any(isinstance(module, nn.QuantizedLinear) for module in model.modules()):
+        return model
+    return mlx_lm.utils.dequantize_model(share_weights(model)).eval()
+
+
+def _answer(model: nn.Module, reader: nn.Module, ids: list[int], tokens: int, stops: Collection[int]) -> list[int]:
+    cache = make_prompt_cache(model)
+    reader(mx.array([ids[:-1]]), cache=cache)
+    steps = generate_step(mx.array(ids[-1:]), model, max_tokens=tokens, prompt_cache=cache)
     return list(takewhile(lambda token: token not in stops, (token for token, _ in steps)))
 
 

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
+import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 from macft.chat.compare import Voices, open_voices
 from macft.chat.sources import find_sources
@@ -60,17 +63,24 @@ class Bench:
         self.rows = folder / "rows.jsonl"
         self.rows.write_text(rows(), encoding="utf-8")
 
-    def python(self, *arguments: str) -> str:
-        """Run a module and return what it printed."""
+    def python(self, *arguments: str, status: int = 0) -> str:
+        """Run a module and return what it printed; of one that ends with another status, what it complained of."""
         command = [sys.executable, "-m", *arguments]
         done = subprocess.run(
             command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
+
+    def fuse(self, run: Run, *wishes: str) -> dict[str, Any]:
+        """Fuse a run and return what was measured of it."""
+        out = self.folder / "-".join([run.name, "fused", *wishes])
+        told = self.python("macft", "fuse", run.name, "--out", str(out), "--json", *wishes)
+        return dict(json.loads(told)["result"])
 
     def train(self, recipe: str, *settings: str) -> Run:
-        out = self.folder / "runs" / Path(recipe).stem
+        runs = self.folder / "runs"
+        out = runs / f"{Path(recipe).stem}-{len(list(runs.glob('*')))}"
         files = [f'data.{name}=["{self.rows}"]' for name in ("valid", "test")]
         given = [word for setting in (*files, *SHORT, *settings) for word in ("--set", setting)]
         self.python("macft", "train", recipe, "--data", str(self.rows), "--out", str(out), *given)
@@ -123,14 +133,52 @@ def test_stock_mlx_lm_and_chat_give_the_same_answer(bench: Bench, tuned: Run) ->
 
 @pytest.mark.real
 def test_stock_mlx_lm_generates_the_same_from_the_fused_folder(bench: Bench, tuned: Run) -> None:
-    ask, out = ["--prompt", QUESTION, "--max-tokens", "8", "--temp", "0"], bench.folder / "fused"
-    done = json.loads(bench.python("macft", "fuse", tuned.name, "--out", str(out), "--json"))["result"]
+    ask = ["--prompt", QUESTION, "--max-tokens", "8", "--temp", "0"]
+    done = bench.fuse(tuned)
     assert done["kept"] > 0.9999
     assert done["kl_base"] > 0.01
     folders = ["--model", str(bench.model), "--adapter-path", str(tuned.adapter)]
     with_adapter = bench.python("mlx_lm", "generate", *folders, *ask).split("=" * 10)[1]
-    fused = bench.python("mlx_lm", "generate", "--model", str(out), *ask).split("=" * 10)[1]
+    fused = bench.python("mlx_lm", "generate", "--model", done["path"], *ask).split("=" * 10)[1]
     assert fused.strip() == with_adapter.strip() != ""
+
+
+def in_float64(folder: Path, adapter: Path | None = None) -> np.ndarray:
+    """Logits without float32's rounding, which is another on each machine."""
+    tokens = mx.array([load_tokenizer(folder).encode(QUESTION)])
+    model, _ = load_model(folder)
+    if adapter:
+        load_adapter(model, adapter)
+    with mx.stream(mx.cpu):
+        model.update(tree_map(lambda tensor: tensor.astype(mx.float64), model.parameters()))
+        return np.array(model.eval()(tokens)[0])
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_fusing_keeps_what_training_changed_or_is_refused(bench: Bench, tuned: Run) -> None:
+    exact, eight = bench.fuse(tuned, "--dtype", "float32"), bench.fuse(tuned, "--quantize", "8")
+    wanted = in_float64(bench.model, tuned.adapter)
+    assert np.abs(in_float64(Path(exact["path"])) - wanted).max() <= 2e-6 * np.abs(wanted).max()
+    assert exact["kl"] <= 1e-6
+    assert eight["kl"] <= 1e-3
+    assert eight["kl"] <= 0.05 * eight["kl_base"]
+    out = bench.folder / "four"
+    said = bench.python("macft", "fuse", tuned.name, "--out", str(out), "--quantize", "4", status=1)
+    assert "of what training changed" in said
+    assert not out.exists()
+    four = bench.fuse(tuned, "--quantize", "4", "--force")
+    assert four["kept"] < 0.95
+    print({name: (result["kl"], result["kept"]) for name, result in (("8 bits", eight), ("4 bits", four))})
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_a_base_that_training_quantized_is_fused_as_training_saw_it(bench: Bench) -> None:
+    run = bench.train("recipes/sft-qlora-addresses.toml", "steps=4", "batch_size=4", "evaluate.test_rows=0")
+    fused = bench.fuse(run, "--dequantize")
+    assert fused["kl"] <= 1e-6
+    assert fused["kl_base"] > 0.01
 
 
 @pytest.mark.real

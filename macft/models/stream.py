@@ -127,6 +127,8 @@ class Stream:
 def prepare_stream(model: nn.Module, *, longest: int, is_sketch: bool = False) -> Stream:
     """Give a model attention that takes streams, if its family is known and the result is the model's own.
 
+    It may be given to a model that has it already.
+
     Args:
         model: Loaded; its attention and, on the CPU backend, its MLP are replaced in place.
         longest: Most tokens of any row; sliding windows must be longer.
@@ -138,6 +140,8 @@ def prepare_stream(model: nn.Module, *, longest: int, is_sketch: bool = False) -
     if (window := _window(model)) and window < longest:
         return Stream(0, f"rows are longer than its sliding window of {window}")
     batch, stream = probe(model, longest=window or longest), Stream(len(attentions))
+    last: Any = model.layers[-1]
+    last.__class__ = getattr(type(last), "narrowed", type(last))
     own = Stream(0).runner(batch)(model.model)
     is_gated = _looks_gated if is_sketch else _is_gated
     gated: list[Any] = [layer.mlp for layer in model.layers if is_gated(layer)] if is_slow() else []
@@ -225,7 +229,7 @@ def _narrowing(kind: Any) -> type[nn.Module]:
         output: mx.array = kind.__call__(self, x, mask, cache)
         return output
 
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return type(kind.__name__, (kind,), {"__call__": call, "narrowed": kind})
 
 
 def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from macft.bench.sample import Estimate
 from tests.benchmarks.memory import MIB
+from tests.benchmarks.rows import WIDE_BYTES
 from tests.benchmarks.table import FEW_PAIRS, NOTHING, Machine, demand, interval, markdown
 
 SPEED_DEMANDS = {
@@ -39,8 +40,9 @@ the same quantile of the work in its own epoch; medians are of those. FLOPs allo
 the same tokens, by one formula, which does not know what macft's last layer leaves out. Epoch: seconds on the clock
 with the reference pass, where a side makes one before training. Intervals: 95%, bootstrap over pairs of batches; a
 demand is met or missed where the whole interval says so, and open otherwise."""
-MEMORY_HOW = """Peak of the middle batch of 4 pairs of long prompts, above what lay there before it; held: what lay
-there, weights of the reference included. Processes of their own, nothing recomputed."""
+MEMORY_HOW = f"""Peak of the middle batch of 4 pairs of long prompts, above what lay there before it; held: what lay
+there, the reference's weights included: one copy of the weights is {WIDE_BYTES / MIB:.0f} MiB. A small random llama,
+processes of their own, nothing recomputed."""
 
 
 class Against(NamedTuple):

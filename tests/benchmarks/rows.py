@@ -29,6 +29,10 @@ def find_rows(data: Path | None, folder: Path) -> dict[str, Path]:
     return {"short_mix": short, "bench_mix": data / "bench_mix" / "train.jsonl"}
 
 
+WIDE_BYTES = 4 * (VOCABULARY * WIDTH + LAYERS * (3 * WIDTH * (WIDTH + INNER) + 2 * WIDTH) + WIDTH)
+"""What the weights of the wide model take, once."""
+
+
 def write_wide_model(folder: Path, tokenizer: Path) -> Path:
     """Write a small random llama with a vocabulary of 152k, and another model's tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,14 @@ def test_every_golden_family_takes_streams(name: str) -> None:
     assert stream.narrows
 
 
+def test_a_model_may_be_prepared_twice() -> None:
+    model = model_of("llama")
+    first, head = prepare_stream(model, longest=4), find_head(model)
+    expected, _ = gradients(model, head, first, batch_of("llama"))
+    assert prepare_stream(model, longest=4) == first
+    assert gradients(model, head, first, batch_of("llama"))[0] == expected
+
+
 class Watched(nn.Module):
     """Notes the shapes that it is called with."""
 

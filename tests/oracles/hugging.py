@@ -1,4 +1,7 @@
-"""transformers and peft: logits of a model folder, with or without a PEFT adapter."""
+"""transformers and peft: logits of a model folder, with or without a PEFT adapter.
+
+In float64, so that a comparison shows what is computed, and not how a machine rounds.
+"""
 
 import json
 import sys
@@ -8,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 asked = json.load(sys.stdin)
-model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32, attn_implementation="eager")
+model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float64, attn_implementation="eager")
 if asked.get("adapter"):
     model = PeftModel.from_pretrained(model, asked["adapter"])
 with torch.no_grad():
-    logits = model.eval()(torch.tensor([asked["ids"]])).logits[0]
+    logits = model.double().eval()(torch.tensor([asked["ids"]])).logits[0]
 print(json.dumps({"logits": logits.tolist()}))

@@ -8,7 +8,9 @@ from llama_cpp import Llama
 
 asked = json.load(sys.stdin)
 lora = {"lora_path": asked["lora"]} if asked.get("lora") else {}
-model = Llama(asked["model"], n_ctx=asked.get("context", 256), logits_all=True, verbose=False, n_threads=2, **lora)
+# Its threads would wait for each other by spinning, which takes ages on a busy machine.
+alone = {"n_threads": 1, "n_threads_batch": 1}
+model = Llama(asked["model"], n_ctx=asked.get("context", 256), logits_all=True, verbose=False, **alone, **lora)
 answer = {"tokens": [model.tokenize(text.encode(), special=True) for text in asked.get("texts", [])]}
 answer["greedy"] = []
 for ids in asked.get("prompts", []):

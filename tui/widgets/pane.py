@@ -31,6 +31,10 @@ class Saying(Static):
 
     shown: tuple[Said, int] | None = None
 
+    def on_mount(self) -> None:
+        """Measure anew: until a widget is up, Textual keeps the height of its first content."""
+        self.call_later(lambda: self.update(self.content))
+
     def put(self, said: Said, width: int) -> None:
         """Show a message; the same one costs nothing."""
         if self.shown == (said, width):

@@ -30,6 +30,7 @@ class VerdictBar(Static):
         """Show two lines."""
         if self.lines != (line, below):
             self.lines = line, below
+            self.set_class(line.startswith("✘"), "wrong")
             self._draw()
 
     def watch_has_focus(self, has_focus: bool) -> None:
@@ -79,8 +80,7 @@ def _judged(talk: Talk, names: list[str]) -> str:
     sides = " · ".join(
         f"{letter} was {one_line(names[voice], 24)}" for letter, voice in zip("AB", talk.order, strict=True)
     )
-    onward = " · w goes on from it" if verdict in {"1", "2"} else ""
-    return f"{what[verdict]}: {sides}{onward} · u undoes"
+    return f"{what[verdict]}: {sides} · u undoes"
 
 
 def second_line(comparison: Comparison, book: PickBook | None) -> str:

@@ -106,10 +106,13 @@ def find_language(text: str, *, english: int) -> str:
         text = _CODE.sub("", text)
     words = _WORD.findall(text[:_LONGEST].casefold())
     found = [language for word in words if (language := _LANGUAGE_OF.get(word))]
-    ranked = Counter(found).most_common(2) if found else []
-    if not ranked or (len(ranked) > 1 and ranked[0][1] < _SURE * ranked[1][1]):
+    if not found:
         return ""
-    name, hits = ranked[0]
+    name, hits = found[0], found.count(found[0])
+    if hits < len(found):
+        (name, hits), (_, next_hits), *_ = Counter(found).most_common(2)
+        if hits < _SURE * next_hits:
+            return ""
     return name if hits >= (english if name == "English" else _FEWEST) else ""
 
 
