@@ -177,8 +177,8 @@ def test_a_signal_does_what_it_should_whenever_it_comes(
     assert state.ended is not None
     assert (state.status, state.ended.exit_code) == ("stopped", 128 + number)
     newest = Checkpoints(run.checkpoints, keep=9, world={}).newest_whole()
-    if number == signal.SIGQUIT:
-        assert newest == f"step-{state.checkpoint_step:06d}"
+    if number == signal.SIGQUIT:  # it may have come between a checkpoint and the event that tells of it
+        assert int((newest or "step-0").removeprefix("step-")) >= state.checkpoint_step
         assert not run.adapter.is_dir()
     else:
         assert newest == f"step-{state.step:06d}" == f"step-{state.ended.step:06d}"

@@ -222,6 +222,12 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     thread.join()
 
 
+@pytest.fixture(autouse=True)
+def no_registry_of_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it pulls, huggingface_hub asks its own hub which programs may be calling, wherever the model is from."""
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})
+
+
 @pytest.fixture
 def pull_from(hub: Hub, tmp_path: Path) -> Callable[..., Path]:
     def run(name: str, **options: Any) -> Path:
