@@ -14,8 +14,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from macft.chat.generate import answer_batch
 from macft.machine import openblas_preload
+from macft.measure.kept import divergence
 from macft.models.adapters import load_adapter, read_adapter
-from macft.models.describe import describe
+from macft.models.describe import describe, read_config
 from macft.models.export.gguf_adapter import write_gguf_adapter
 from macft.models.export.gguf_model import write_gguf
 from macft.models.fuse import prepare_fuse, write_fused
@@ -26,6 +27,7 @@ from tests.conftest import REPOSITORY
 from tests.golden import ADAPTED_NAMES, load_case
 from tests.models.adapters import write_golden_adapter
 from tests.models.export.lent import lend_tokenizer
+from tests.models.numpy_llama import forward, read_gguf
 from tests.oracles import ask
 
 pytestmark = pytest.mark.long
@@ -152,6 +154,28 @@ def test_llama_cpp_says_the_same_with_a_fused_model(kind: str, fused: Path, tune
     answer = ask("llamacpp", {**asked, "max_tokens": TOKENS})
     assert answer["tokens"] == tuned.prompts
     assert answer["greedy"] == tuned.greedy
+
+
+@pytest.mark.real
+def test_q8_0_is_read_back_and_computed_by_strangers(fused: Path, tuned: Tuned, tmp_path: Path) -> None:
+    """The gguf package reads each block to half a step; NumPy and llama.cpp compute what is near."""
+    read = {}
+    for kind in ("f32", "q8_0"):
+        write_gguf(tmp_path / f"{kind}.gguf", fused, kind=kind, name="tuned")
+        read[kind] = read_gguf(tmp_path / f"{kind}.gguf")
+    for name, exact in read["f32"].items():
+        blocks = exact.reshape(-1, 32)
+        steps = np.abs(blocks).max(axis=1) / 127
+        assert (np.abs(read["q8_0"][name].reshape(-1, 32) - blocks).max(axis=1) <= 0.57 * steps).all(), name
+    config = read_config(fused)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    shape = {"heads": heads, "kv_heads": kv_heads, "theta": config["rope_theta"]}
+    exact, near = (forward(read[kind], IDS, **shape) for kind in ("f32", "q8_0"))
+    ours = logits(tuned.base, tuned.adapter)
+    assert np.abs(exact - ours).max() < 1e-5 * np.abs(ours).max()
+    assert divergence(ours, near).mean() < 0.01
+    theirs = np.array(ask("llamacpp", {"model": str(tmp_path / "q8_0.gguf"), "ids": IDS})["logits"])
+    assert divergence(near, theirs).mean() < 0.01
 
 
 @pytest.mark.real
