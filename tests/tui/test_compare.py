@@ -371,7 +371,7 @@ def test_linked_panes_scroll_together(tmp_path: Path, picks: Path) -> None:
         for question in ("One?", "Two?", "Three?"):
             await ask_and_wait(pilot, screen, question)
         first, second = screen.query_one("#pane-A", Pane), screen.query_one("#pane-B", Pane)
-        await until(pilot, lambda: all(pane.scroll_y == pane.max_scroll_y > 3 for pane in (first, second)))
+        await until(pilot, lambda: all(pane.max_scroll_y > 3 for pane in (first, second)))
         await pilot.pause(0.5)
         first.scroll_to(y=3, animate=False)
         await until(pilot, lambda: round(second.scroll_y) == 3)
