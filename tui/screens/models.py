@@ -14,6 +14,7 @@ from textual.widgets import DataTable, ProgressBar, Static
 from textual.worker import get_current_worker
 
 from macft import api
+from macft.errors import RecipeError
 from macft.events import PhaseProgress, decode_event
 from macft.format import MISSING, clean, count, gigabytes, one_line
 from macft.machine import MachineFacts, home, read_machine
@@ -199,7 +200,10 @@ class ModelsScreen(Jobs, ListScreen):
             self.notify(facts.why_not or f"{facts.name} is quantized already.", severity="warning", markup=False)
             return
         folder = str(facts.path)
-        rows = [path for path in self.studio.draft.value("data.train") or [] if Path(path).exists()]
+        try:
+            rows = [path for path in self.studio.draft.recipe().data.train if Path(path).exists()]
+        except RecipeError:
+            rows = []
 
         def options(wanted: dict[str, Any]) -> dict[str, Any]:
             out = home() / "models" / f"{Path(facts.name).name}-{wanted['quantize']}bit"

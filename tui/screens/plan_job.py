@@ -142,7 +142,7 @@ def describe_estimate(estimate: "JobEstimate") -> list[str]:
     time = f"about {duration(estimate.seconds)}, as before on this machine" if estimate.seconds else "not measured yet"
     lines = [
         f"what   {one_line(estimate.what)}",
-        f"from   {one_line(estimate.job.name)} on {one_line(estimate.job.base_name)}",
+        f"from   {one_line(' on '.join(filter(None, (estimate.job.name, estimate.job.base_name))))}",
         f"where  {one_line(estimate.where)}",
         f"disk   {disk} {verdict} {size(estimate.free_bytes)} free",
         f"time   {time}",
