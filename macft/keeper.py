@@ -117,7 +117,7 @@ def keep(run: Run, command: Sequence[str], *, may_retry: bool = True) -> int:
 
     Args:
         run: Its folder.
-        command: Trains the run; it is given the lock's descriptor with `--lock`.
+        command: Trains the run; given the lock's descriptor as `--lock`, and where requests to it begin as `--asked`.
         may_retry: Whether to try again when memory runs out.
 
     Returns:
@@ -126,13 +126,16 @@ def keep(run: Run, command: Sequence[str], *, may_retry: bool = True) -> int:
     Raises:
         RunLocked: Another process has the run.
     """
+    _, asked = run.read_requests(0)  # of an earlier life; what comes once the run is held is for this one
     with run.lock() as descriptor:
         signals_pass_by()
         run.forget_process()
         while True:
             started_at = run.log.stat().st_size if run.log.exists() else 0
             _, offset = run.read()
-            child = subprocess.Popen([*command, "--lock", str(descriptor)], pass_fds=[descriptor])
+            child = subprocess.Popen(
+                [*command, "--lock", str(descriptor), "--asked", str(asked)], pass_fds=[descriptor]
+            )
             code = child.wait()
             events, _ = run.read(offset)
             if events and isinstance(events[-1], RunEnded):

@@ -90,7 +90,7 @@ class Shelf:
         """Write another model of the same shape."""
         folder = self.home / "models" / name
         shutil.copytree(self.tiny, folder)
-        weights = mx.load(str(folder / "model.safetensors"))
+        weights = mx.load(str(self.tiny / "model.safetensors"))
         mx.random.seed(seed)
         save_tensors(
             folder / "model.safetensors",

@@ -204,7 +204,14 @@ def test_a_bundle_tells_the_run_without_its_text(run_of_secrets, tmp_path):
         "quantize": None,
         "versions": {"mlx": "0.32.4"},
     }
-    assert events[1] == {"type": "phase", "name": "tokenize", "done": 3, "total": 7}
+    assert events[1] == {
+        "type": "phase",
+        "name": "tokenize",
+        "done": 3,
+        "total": 7,
+        "per_second": 0.0,
+        "seconds_left": None,
+    }
     assert events[2]["metrics"] == {"loss": 1.25, "tokens_per_second": 99.0}
     assert events[5] == {"type": "sample", "step": 2, "index": 0}
     assert events[6]["name"] == "step-000002"

@@ -135,7 +135,7 @@ def test_an_adapter_of_mlx_lm_computes_the_same_here(stock: Stock) -> None:
     ours, _ = load_model(stock.model)
     base = ours(tokens)
     load_adapter(ours, stock.adapter)
-    assert mx.array_equal(ours(tokens), stock.taught(tokens))
+    assert mx.abs(ours(tokens) - stock.taught(tokens)).max() < 1e-5  # macft adds the update in one product
     assert mx.abs(ours(tokens) - base).max().item() > 1e-2
 
 

@@ -86,22 +86,23 @@ def resume(name: str, *, accept_new_data: bool = False) -> Run:
     return run
 
 
-def start(path: Path, *, accept_new_data: bool = False, lock: int | None = None) -> int:
+def start(path: Path, *, accept_new_data: bool = False, lock: int | None = None, asked: int | None = None) -> int:
     """Train a run, or do a job, in this process (`macft _run`); returns the exit code.
 
     Args:
         path: The run's folder.
         accept_new_data: Go on although the rows have changed.
         lock: The descriptor of the run's lock, when the keeper has taken it.
+        asked: Where requests to this life begin in the control file.
     """
     run = Run.open(path)
     if run.is_job:
         from macft.jobs.process import run_job
 
-        return run_job(run, lock=lock)
+        return run_job(run, lock=lock, asked=asked)
     from macft.training.process import run_to_end
 
-    return run_to_end(run, accept_new_data=accept_new_data, lock=lock)
+    return run_to_end(run, accept_new_data=accept_new_data, lock=lock, asked=asked)
 
 
 def other_rank() -> Launched | None:

@@ -43,7 +43,8 @@ EPILOGUE = """Every command that reads takes --json. --debug, anywhere, shows tr
 MACFT_HOME is where models are kept, MACFT_RUNS where runs are.
 
 Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 data or model, 4 would not fit,
-5 the run crashed, 6 needs the network, 130 interrupted, 143 terminated."""
+5 the run crashed, 6 needs the network, 130 interrupted, 131 stopped at once,
+143 terminated."""
 TRAIN, PREPARE, RUNS, USE, MORE = (
     Group(title, sort_key=place)
     for place, title in enumerate(("Train", "Prepare", "Look at runs", "Use the result", "More"))
@@ -313,15 +314,18 @@ def doctor(*, bundle: Path | None = None, json: AsJson = False) -> int:
 
 
 @app.command(name="_run", show=False)
-def run_training(path: Path, /, *, accept_new_data: bool = False, lock: int | None = None) -> int:
+def run_training(
+    path: Path, /, *, accept_new_data: bool = False, lock: int | None = None, asked: int | None = None
+) -> int:
     """Train a run in this process.
 
     Args:
         path: The run's folder.
         accept_new_data: Go on although the rows have changed.
         lock: The descriptor of the run's lock, when another process has taken it.
+        asked: Where requests to this life begin in the control file.
     """
-    return api.start(path, accept_new_data=accept_new_data, lock=lock)
+    return api.start(path, accept_new_data=accept_new_data, lock=lock, asked=asked)
 
 
 @app.command(name="_worker", show=False)

@@ -17,6 +17,8 @@ Array = Any
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside shuffled windows of this many batches: little padding, and still a random order."""
+TARGET_BUCKET = 16
+"""For a compiled step, numbers of targets are rounded up to a multiple of this: fewer shapes."""
 
 
 class Counted(Protocol):
@@ -328,3 +330,17 @@ def _batch(
         weight=np.pad(np.ones(len(targets), np.float32), (0, fill)),
         segment=np.pad(segment, (0, fill)).astype(np.int32),
     )
+
+
+def filled(batch: Any) -> Any:
+    """Return a batch whose number of targets is a multiple of `TARGET_BUCKET`, with fillers that count nothing."""
+    changed = {}
+    for name, value in batch._asdict().items():
+        if hasattr(value, "_asdict"):
+            changed[name] = filled(value)
+        elif name in _OF_TARGETS:
+            changed[name] = np.pad(value, (0, -len(value) % TARGET_BUCKET))
+    return batch._replace(**changed)
+
+
+_OF_TARGETS = {"positions", "targets", "weight", "segment", "share"}

@@ -9,12 +9,13 @@ from macft.run import Journal, Run
 from macft.training.process import Requests
 
 
-def run_job(run: Run, *, lock: int | None = None) -> int:
+def run_job(run: Run, *, lock: int | None = None, asked: int | None = None) -> int:
     """Do the job of a run folder in this process.
 
     Args:
         run: Its folder.
         lock: The descriptor of the run's lock, when the keeper has taken it.
+        asked: Where requests to this life begin in the control file.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped, else the error's.
@@ -23,7 +24,7 @@ def run_job(run: Run, *, lock: int | None = None) -> int:
         RunLocked: Another process is at it.
     """
     with run.lock(lock):
-        requests = Requests(run)
+        requests = Requests(run, asked)
         try:
             # Imported here: the lock is held, and followers see a live run, while MLX loads.
             import macft.models.load  # noqa: F401 — first: it guards the import of mlx-lm

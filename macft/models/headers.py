@@ -52,7 +52,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         raise ModelError(f"{folder} has no model*.safetensors{_other_weights(folder)}", fix=_PULL_AGAIN)
     tensors: dict[str, TensorHeader] = {}
     for file in files:
-        tensors.update(_read_header(file))
+        tensors.update(_read_header(file, _PULL_AGAIN))
     return dict(sorted(tensors.items()))
 
 
@@ -79,16 +79,20 @@ def _check_index(folder: Path, present: set[str]) -> None:
             raise ModelError(f"{folder} lacks {name}, which {index.name} names", fix=_PULL_AGAIN)
 
 
-def check_file(file: Path) -> None:
+def check_file(file: Path, *, fix: str) -> None:
     """Check the header of a safetensors file, as the format's own library does.
+
+    Args:
+        file: The file.
+        fix: What to do when it is damaged.
 
     Raises:
         ModelError: It is damaged.
     """
-    _read_header(file)
+    _read_header(file, fix)
 
 
-def _read_header(file: Path) -> dict[str, TensorHeader]:
+def _read_header(file: Path, fix: str) -> dict[str, TensorHeader]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -102,9 +106,9 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
         tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in entries.items()}
         _check_places(tensors, 8 + length, size)
     except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror})", fix=_PULL_AGAIN) from None
+        raise ModelError(f"{file} cannot be read ({error.strerror})", fix=fix) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file} is damaged ({error})", fix=_PULL_AGAIN) from None
+        raise ModelError(f"{file} is damaged ({error})", fix=fix) from None
     return tensors
 
 

@@ -35,7 +35,7 @@ def load_tensors(path: Path) -> dict[str, mx.array]:
     Raises:
         ModelError: It is missing or damaged.
     """
-    check_file(path)
+    check_file(path, fix="Name another checkpoint or adapter, or copy this one again.")
     try:
         loaded = mx.load(str(path), format="safetensors")
     except (OSError, RuntimeError, ValueError) as error:

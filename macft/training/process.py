@@ -35,11 +35,12 @@ class Requests:
     checkpoint stands. HUP is ignored: closing the terminal is no reason to stop.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, asked: int | None = None) -> None:
         self.run = run
         self.signal_number = 0
         self._waiting: list[str] = []
-        _, self._offset = run.read_requests(0)  # what an earlier life was asked for is no longer wanted
+        # What an earlier life was asked for is no longer wanted.
+        self._offset = run.read_requests(0)[1] if asked is None else asked
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, self._on_signal)
@@ -64,13 +65,14 @@ class Requests:
         self.signal_number = number
 
 
-def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = None) -> int:
+def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = None, asked: int | None = None) -> int:
     """Train the run in this process, from its last checkpoint if it has one.
 
     Args:
         run: Its folder.
         accept_new_data: Whether to go on although the rows are others.
         lock: The descriptor of the run's lock, when the keeper has taken it.
+        asked: Where requests to this life begin in the control file; what is there already, when left out.
 
     Returns:
         The exit code: 0 done, 130 and 143 stopped and saved, else the error's.
@@ -80,7 +82,7 @@ def run_to_end(run: Run, *, accept_new_data: bool = False, lock: int | None = No
     """
     os.umask(0o077)  # whatever training leaves behind may hold text of rows
     with run.lock(lock):
-        requests, journal = Requests(run), Journal(run)
+        requests, journal = Requests(run, asked), Journal(run)
         keep_awake(os.getpid())
         if run.last_event() is not None:  # or a life that dies at once would seem to have ended like the one before
             journal(PhaseProgress(name="start"))

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from macft.data.batches import MicroBatch
+from macft.data.batches import MicroBatch, filled
 from macft.events import Metrics
 from macft.models.adapted import find_dropouts, set_dropout_keys
 from macft.training.distributed import ALONE, Ranks
@@ -63,6 +63,7 @@ class Updater:
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.objective, self.optimizer, self.seed, self.ranks = model, objective, optimizer, seed, ranks
+        self._is_compiled = compiled
         optimizer.init(model.trainable_parameters())
         self.places, self._dropouts = Places(model), find_dropouts(model)
 
@@ -102,6 +103,8 @@ class Updater:
             batches: This rank's part of the update's rows; none when the update has fewer rows than there are ranks.
             learning_rate: Of this update.
         """
+        if self._is_compiled:
+            batches = [filled(batch) for batch in batches]
         keys = mx.random.split(self.ranks.key(mx.random.key((self.seed << 32) | step)), 2 * max(1, len(batches)))
         survey = self.ranks.add([self.objective.survey(self.model, batch) for batch in batches])
         whole = mx.array(survey.astype(np.float32))

@@ -244,5 +244,5 @@ def test_a_damaged_checkpoint_is_named(shelf: Shelf) -> None:
     path = run.checkpoints / "step-000002" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     source: VoiceSource = find_source("one@2", home=shelf.home, runs=shelf.runs)
-    with pytest.raises(ModelError, match=r"weights.safetensors cannot be read"):
+    with pytest.raises(ModelError, match=r"weights.safetensors is damaged"):
         open_voices([source], ROOMY)

@@ -1,11 +1,13 @@
 """Whole runs on a tiny model: from recipe to adapter, interrupted and not."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from macft.run import Run
 from macft.training.checkpoint import LATEST
 from macft.training.loop import Ending
 from macft.training.session import Session
+from tests.faults.disks import FaultyDisk
 from tests.golden import load_case
 
 LLAMA = load_case("llama").folder
@@ -321,7 +324,7 @@ def test_what_cannot_be_asked_is_told_before_the_model_loads(
     turns = [{"role": "user", "content": "\ufdd0"}, {"role": "assistant", "content": "no"}]
     bad.write_text(rows.read_text() + json.dumps({"messages": turns}) + "\n")
     table = {"every": 4, "test_rows": 30, "prompts": prompts}
-    life = Life(recipe_of(data={"test": str(bad)}, evaluate=table), tmp_path / "run")
+    life = Life(recipe_of(data={"test": str(bad), "leaks": "allow"}, evaluate=table), tmp_path / "run")
     with pytest.raises(DataError) as caught:
         life.live()
     told = [problem.where for problem in caught.value.problems]
@@ -570,8 +573,12 @@ def _drop_one(path: Path) -> None:
 
 
 def test_a_full_disk_is_a_warning_and_training_goes_on(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+    def fails(_: int, name: str, path: Path) -> OSError | None:
+        is_full = name == "write" and "step-000003" in str(path)
+        return OSError(errno.ENOSPC, "No space left on device") if is_full else None
+
     life = Life(recipe_of(), tmp_path / "run")
-    (life.run.checkpoints / ".step-000003.tmp").write_text("in the way of the folder")
+    life.run = replace(life.run, disk=FaultyDisk(fails))
     life.live()
     warned: list[Warned] = life.of(Warned)
     assert any("step-000003 could not be written" in event.message for event in warned)

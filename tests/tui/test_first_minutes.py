@@ -16,6 +16,7 @@ from macft import api
 from macft.run import Run, list_runs
 from tests.shelf import Shelf
 from tests.tui.stage import SMALL, perform, screen_text, until
+from tui.app import Studio
 from tui.screens.compare import CompareScreen
 from tui.screens.live import LiveScreen
 from tui.screens.train import TrainScreen
@@ -49,16 +50,23 @@ async def set_field(pilot: "Pilot[None]", key: str, value: str) -> None:
 
 async def start_run(pilot: "Pilot[None]", steps: int) -> None:
     """Start what Train shows, with fewer steps, and follow it to its end."""
+    studio = pilot.app
+    assert isinstance(studio, Studio)
+    before = len(studio.rows)
     await set_field(pilot, "steps", str(steps))
     await set_field(pilot, "evaluate.every", str(steps))
     await wait(pilot, "fits")
     await until(pilot, lambda: isinstance(pilot.app.screen, TrainScreen) and pilot.app.screen.recipe is not None)
     await pilot.press("escape", "ctrl+r")
     deadline = time.monotonic() + RUN_SECONDS
-    while not isinstance(pilot.app.screen, LiveScreen):
+    while not (isinstance(studio.screen, LiveScreen) and len(studio.rows) > before and _all_done(studio)):
         assert time.monotonic() < deadline, screen_text(pilot)
         await pilot.pause(0.1)
     await wait(pilot, "✔ DONE")
+
+
+def _all_done(studio: Studio) -> bool:
+    return all(row.status == "done" for row in studio.rows)
 
 
 async def pick(pilot: "Pilot[None]", question: str) -> None:
