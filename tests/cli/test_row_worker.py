@@ -112,7 +112,7 @@ def test_the_child_ends_with_its_stdin(shelf: Shelf, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MACFT_HOME", str(shelf.home))
     question = {"type": "open", "data": {"train": [rows_file(tmp_path, 3)]}, "model": "tiny"}
     with api.start_rows() as child:
-        said, _ = child.communicate(json.dumps(question) + "\n" + '{"type": "more"}\n', timeout=120)
-    assert [len(json.loads(line).get("rows", [])) for line in said.splitlines()] == [0, 4]
+        said, _ = child.communicate(json.dumps(question) + "\n" + '{"type": "more"}\n' * 4, timeout=120)
+    assert sum(len(json.loads(line).get("rows", [])) for line in said.splitlines()) == 4, "however slow, a row each"
     assert child.returncode == 0
     assert isinstance(child, subprocess.Popen)

@@ -138,7 +138,7 @@ def check(mutant: bytes, path: Path) -> bool:
     except SafetensorError as error:
         theirs, why = False, str(error)
     try:
-        check_file(path)
+        check_file(path, fix="-")
         ours = True
     except ModelError as error:
         ours, why = False, why or error.message
