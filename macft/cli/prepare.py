@@ -125,7 +125,7 @@ def pull(model: str, /, *, config_only: bool = False, json: AsJson = False, plai
     with show_progress(json=json, plain=plain) as tell_progress:
 
         def progress(what: str, done: int, total: int) -> None:
-            tell_progress(what, done // MIB, total // MIB, "MB")
+            tell_progress(what, done // MIB, total // MIB, "MB" if done >= MIB else "")
 
         path = api.pull(model, config_only=config_only, progress=progress)
     print(dumps({"schema": tables.SCHEMA, "path": str(path)}) if json else path)

@@ -7,7 +7,6 @@ import pytest
 
 from macft.bench.clock import Peak
 from macft.bench.sample import Estimate
-from tests.benchmarks.compare import share_of
 from tests.benchmarks.counters import Counters, least_padding
 from tests.benchmarks.curves import Curves, Point
 from tests.benchmarks.kept import find, keep
@@ -130,11 +129,6 @@ def test_what_compiling_takes_is_not_timed_whether_a_step_is_short_or_long():
 
 def test_a_demand_that_nobody_made_is_not_judged():
     assert demand(0.1, None) == "–"
-
-
-def test_time_is_shared_by_the_size_of_batches():
-    assert share_of([("a", 1), ("b", 1), ("a", 4), ("b", 4)]) == pytest.approx(1 / 6)
-    assert share_of([("b", 4)]) == 1.0
 
 
 def test_without_the_shared_data_the_bundled_rows_are_taken(tmp_path):

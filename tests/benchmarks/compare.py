@@ -5,23 +5,25 @@ batch by batch; each keeps its own order, padding and loss, since those are what
 """
 
 import argparse
-import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from macft.bench.flops import Shape
 from macft.machine import home
 from macft.models.catalog import resolve
-from tests.benchmarks.counters import count_epoch
-from tests.benchmarks.curves import curves_recipe, measure_curves
+from tests.benchmarks.counters import Counters, count_epoch
+from tests.benchmarks.curves import Curves, curves_recipe, measure_curves
 from tests.benchmarks.kept import FOLDER, find, keep
 from tests.benchmarks.memory import Memory, compare_memory
 from tests.benchmarks.rows import find_rows, write_wide_model
 from tests.benchmarks.sides import BENCH, install_peer, start_ours, start_peer
-from tests.benchmarks.speed import PAIRS, compare_speed
+from tests.benchmarks.speed import PAIRS, Speed, compare_speed
 from tests.benchmarks.table import Machine, result_lines
 from tests.benchmarks.worker import Worker
 
@@ -33,38 +35,108 @@ NO_DATA = f"""The rows of the comparison are not in this repository: name their 
 Going on with the addresses that macft comes with; RESULTS.md is left as it is."""
 
 
+class Bench(NamedTuple):
+    """Both sides, and what they are given."""
+
+    ours: Worker
+    peer: Worker
+    python: Path
+    model: Path
+    files: dict[str, Path]
+    scratch: Path
+    ends_at: float
+
+    def tasks(self, arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Yield what is asked for under the name it is kept by, light things first."""
+        for size in arguments.sizes:
+            for data in arguments.rows or self.files:
+                if "counters" in arguments.parts:
+                    yield f"counters {data} {size}", partial(self._count, data, size)
+        if "memory" in arguments.parts:
+            yield "memory", self._memory
+        for size in arguments.sizes:
+            for data in arguments.rows or self.files:
+                if "speed" in arguments.parts:
+                    with_repaired = size > 1 and not arguments.no_repaired
+                    yield f"speed {data} {size}", partial(self._speed, data, size, arguments.batches, with_repaired)
+        if "curves" in arguments.parts:
+            yield "curves", self._curves
+
+    def _count(self, data: str, size: int) -> Counters:
+        return count_epoch(self.ours, self.peer, data=data, file=self.files[data], batch_size=size)
+
+    def _speed(self, data: str, size: int, batches: int, with_repaired: bool) -> Speed | None:
+        return compare_speed(
+            self.ours,
+            self.peer,
+            Shape(*self.ours.facts["shape"]),
+            data=data,
+            file=self.files[data],
+            batch_size=size,
+            batches=batches,
+            ends_at=self.ends_at,
+            with_repaired=with_repaired,
+        )
+
+    def _memory(self) -> list[Memory]:
+        """Measure peaks: a wide vocabulary, then the model itself, with nothing recomputed and with every layer."""
+        wide = write_wide_model(self.scratch / "llama with V = 152k", self.model)
+        short, mix = next(iter(self.files)), list(self.files)[-1]
+        cases = [
+            (wide, short, False, False),
+            (self.model, mix, False, False),
+            (self.model, mix, False, True),
+            (self.model, mix, True, False),
+        ]
+        return [
+            compare_memory(
+                self.python, folder, data=data, file=self.files[data], batch_size=4, recompute=recompute, split=split
+            )
+            for folder, data, recompute, split in cases
+        ]
+
+    def _curves(self) -> Curves:
+        short = next(iter(self.files.values()))
+        return measure_curves(self.model, curves_recipe(self.model, short), short)
+
+
 def main() -> None:
     """Measure what is asked for, print the page of all that was measured so far, and keep it beside this file."""
     arguments = parse_arguments()
+    ends_at = time.monotonic() + arguments.limit * 60
     BENCH.mkdir(exist_ok=True)
     if arguments.data_dir is None:
         print(NO_DATA, file=sys.stderr)
     python, model = install_peer(), resolve(arguments.model, home())
     folder = Path(tempfile.mkdtemp(dir=BENCH)) if arguments.quick or not arguments.data_dir else FOLDER
+    left: list[str] = []
     with tempfile.TemporaryDirectory(dir=BENCH) as scratch:
         files = find_rows(arguments.data_dir, Path(scratch))
-        cases = [(data, size) for size in BATCH_SIZES for data in files]
         with start_ours(model) as ours, start_peer(python, model) as peer:
             machine = Machine.read(ours.facts, peer.facts)
-            chosen = [case for case in cases if case[0] in (arguments.rows or files) and case[1] in arguments.sizes]
-            for data, size in chosen if "counters" in arguments.parts else []:
-                counted = count_epoch(ours, peer, data=data, file=files[data], batch_size=size)
-                keep(f"counters {data} {size}", counted, folder)
-            if "speed" in arguments.parts:
-                run_speed(ours, peer, files, chosen, arguments, folder)
-        if "memory" in arguments.parts:
-            keep("memory", run_memory(python, model, files, Path(scratch)), folder)
-        if "curves" in arguments.parts:
-            short = next(iter(files.values()))
-            keep("curves", measure_curves(model, curves_recipe(model, short), short), folder)
+            bench = Bench(ours, peer, python, model, files, Path(scratch), ends_at)
+            for name, measure in bench.tasks(arguments):
+                if arguments.go_on and find(name, folder) is not None:
+                    continue
+                found = measure() if time.monotonic() < ends_at else None
+                if found is None:
+                    left.append(name)
+                else:
+                    keep(name, found, folder)
+    cases = [f"{data} {size}" for size in BATCH_SIZES for data in files]
     counted, speeds = (
-        [found for data, size in cases if (found := find(f"{part} {data} {size}", folder))]
-        for part in ("counters", "speed")
+        [found for case in cases if (found := find(f"{part} {case}", folder))] for part in ("counters", "speed")
     )
     lines = result_lines(machine, counted, speeds, find("memory", folder) or [], find("curves", folder))
     print("\n".join(lines))
     if folder is FOLDER and len(speeds) == len(cases):
         RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if left:
+        print(
+            f"{arguments.limit:g} minutes are over; not measured: {', '.join(left)}.\n"
+            "BENCH=--go-on keeps what was measured and goes on; a slow machine may need --limit as well.",
+            file=sys.stderr,
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,55 +153,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=BATCH_SIZES, help="only counters and speed of these batches"
     )
-    parser.add_argument("--batches", type=int, default=PAIRS, help="most pairs of batches a case")
-    parser.add_argument("--minutes", type=float, default=14.0, help="for all speed cases together")
+    parser.add_argument("--batches", type=int, default=PAIRS, help="pairs of batches a case")
+    parser.add_argument("--limit", type=float, default=30.0, help="minutes after which nothing more is measured")
+    parser.add_argument("--go-on", action="store_true", help="measure only what an earlier run did not come to")
     parser.add_argument("--no-repaired", action="store_true", help="leave mlx-lm with a repaired sort out")
     parser.add_argument(
         "--quick", action="store_true", help="few batches, nothing but counters and speed; RESULTS.md stays"
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batches, arguments.minutes, arguments.parts = 4, 1.0, ("counters", "speed")
+        arguments.batches, arguments.limit, arguments.parts = 4, 10.0, ("counters", "speed")
     return arguments
-
-
-def run_speed(
-    ours: Worker,
-    peer: Worker,
-    files: dict[str, Path],
-    cases: list[tuple[str, int]],
-    arguments: argparse.Namespace,
-    folder: Path,
-) -> None:
-    """Run cases, light ones first; what one leaves of its time goes to the others."""
-    shape, ends_at = Shape(*ours.facts["shape"]), time.monotonic() + arguments.minutes * 60
-    for place, (data, size) in enumerate(cases):
-        left = (ends_at - time.monotonic()) * share_of(cases[place:])
-        what = {"data": data, "file": files[data], "batch_size": size, "batches": arguments.batches, "seconds": left}
-        with_repaired = size > 1 and not arguments.no_repaired
-        keep(f"speed {data} {size}", compare_speed(ours, peer, shape, **what, with_repaired=with_repaired), folder)
-
-
-def share_of(cases: list[tuple[str, int]]) -> float:
-    """Return the first case's share of the time: larger batches take longer, and need not be as many."""
-    weights = [math.sqrt(size) for _, size in cases]
-    return weights[0] / sum(weights)
-
-
-def run_memory(python: Path, model: Path, files: dict[str, Path], scratch: Path) -> list[Memory]:
-    """Measure peaks: a wide vocabulary, then the model itself, with nothing recomputed and with every layer."""
-    wide = write_wide_model(scratch / "llama with V = 152k", model)
-    short, mix = next(iter(files)), list(files)[-1]
-    cases = [
-        (wide, short, False, False),
-        (model, mix, False, False),
-        (model, mix, False, True),
-        (model, mix, True, False),
-    ]
-    return [
-        compare_memory(python, folder, data=data, file=files[data], batch_size=4, recompute=recompute, split=split)
-        for folder, data, recompute, split in cases
-    ]
 
 
 if __name__ == "__main__":

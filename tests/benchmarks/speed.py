@@ -17,7 +17,7 @@ from macft.bench.sample import Epoch, Estimate, Timed, compare_rates, spread, to
 from tests.benchmarks.worker import Worker
 
 PAIRS = 8
-"""Pairs of batches of a case, whatever the time: fewer say nothing of the spread."""
+"""Pairs of batches of a case: fewer say nothing of the spread."""
 WARM_BELOW = 8.0
 """CPU seconds of a step below which it is made once before it is timed, where it is compiled for its shape; of a longer
 one the median of what compiling took is taken off instead."""
@@ -93,9 +93,9 @@ def compare_speed(
     file: Path,
     batch_size: int,
     batches: int,
-    seconds: float,
+    ends_at: float,
     with_repaired: bool,
-) -> Speed:
+) -> Speed | None:
     """Time batches of both sides' own epochs, from the lightest to the heaviest.
 
     Args:
@@ -105,9 +105,12 @@ def compare_speed(
         data: What the rows are called.
         file: The rows.
         batch_size: Rows an update.
-        batches: Most that are timed of each side.
-        seconds: After so many, and the fewest pairs that say something, no further round begins.
+        batches: How many are timed of each side.
+        ends_at: On the monotonic clock; then no further pair begins.
         with_repaired: Time mlx-lm with its length sort repaired as well.
+
+    Returns:
+        None when time was over before the fewest pairs that say something.
     """
     our = _our_side(ours, data, file, batch_size)
     their = _their_side(peer, shape, data, file, batch_size, sort=False)
@@ -117,9 +120,10 @@ def compare_speed(
     for side in sides:
         side.warm_up(compiles=side is not our)
     places = list(zip(*(spread(side.work, batches) for side in sides), strict=True))
-    started = time.monotonic()
     for done, same_quantile in enumerate(places):
-        if done >= PAIRS and time.monotonic() - started > seconds:
+        if time.monotonic() > ends_at:
+            if done < PAIRS:
+                return None
             break
         for side, batch in zip(sides, same_quantile, strict=True):
             side.step(batch, compiles=side is not our)
