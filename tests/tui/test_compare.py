@@ -77,7 +77,8 @@ async def ask(pilot: "Pilot[None]", screen: CompareScreen, question: str = QUEST
 async def ask_and_wait(pilot: "Pilot[None]", screen: CompareScreen, question: str = QUESTION) -> None:
     await ask(pilot, screen, question)
     await until(pilot, lambda: bool(screen.comparison.current and screen.comparison.current.end))
-    await pilot.pause(0.2)
+    await until(pilot, lambda: not screen._is_stale)
+    await pilot.pause()
 
 
 async def judge(pilot: "Pilot[None]", screen: CompareScreen, key: str) -> None:
@@ -371,22 +372,19 @@ def test_linked_panes_scroll_together(tmp_path: Path, picks: Path) -> None:
         for question in ("One?", "Two?", "Three?"):
             await ask_and_wait(pilot, screen, question)
         first, second = screen.query_one("#pane-A", Pane), screen.query_one("#pane-B", Pane)
-        await until(pilot, lambda: all(pane.max_scroll_y > 3 for pane in (first, second)))
-        await pilot.pause(0.5)
 
-        def follows() -> bool:
-            if round(second.scroll_y) == 3:
-                return True
-            first.scroll_to(y=2, animate=False)  # again and again: a late line takes a pane to its end
-            first.scroll_to(y=3, animate=False)
-            return False
+        def is_whole() -> bool:
+            return not screen._is_stale and all(3 < pane.max_scroll_y == pane.scroll_y for pane in (first, second))
 
-        await until(pilot, follows)
-        await pilot.pause(0.5)
+        await until(pilot, is_whole)
+        for y in (2, 3):  # at once: no pane may chase the other's last place
+            first.scroll_to(y=y, animate=False, immediate=True)
+        await until(pilot, lambda: (first.scroll_y, second.scroll_y) == (3, 3))
         await pilot.press("escape", "l")
-        first.scroll_to(y=0, animate=False)
-        await pilot.pause(0.2)
-        assert round(second.scroll_y) == 3
+        await until(pilot, lambda: not screen.is_linked)
+        first.scroll_to(y=0, animate=False, immediate=True)
+        await pilot.pause()
+        assert (first.scroll_y, second.scroll_y) == (0, 3)
 
     run(tmp_path, play, SMALL)
 

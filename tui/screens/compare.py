@@ -173,8 +173,8 @@ class CompareScreen(StudioScreen):
         if not self.is_linked or self.comparison.is_answering:
             return
         for pane in self.query(Pane):
-            if pane is not event.pane and pane.display and round(pane.scroll_y) != round(event.y):
-                pane.scroll_to(y=event.y, animate=False)
+            if pane is not event.pane and pane.display:
+                pane.follow(event.pane.scroll_y)
 
     # What the keys do
 

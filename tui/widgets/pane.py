@@ -56,17 +56,18 @@ class Pane(VerticalScroll):
     """
 
     class Scrolled(Message):
-        """The pane shows another part of what was said."""
+        """A person scrolled the pane."""
 
-        def __init__(self, pane: "Pane", y: float) -> None:
+        def __init__(self, pane: "Pane") -> None:
             super().__init__()
-            self.pane, self.y = pane, y
+            self.pane = pane
 
     def __init__(self, place: int) -> None:
         super().__init__(id=f"pane-{LETTERS[place]}", classes="pane box")
         self.place = place
         self._sayings: list[Saying] = []
         self._said: list[Said] = []
+        self._is_led = False
 
     def show(self, said: list[Said]) -> None:
         """Show messages, the last of which may grow; who has scrolled back stays there until the next one."""
@@ -80,7 +81,7 @@ class Pane(VerticalScroll):
         if missing:
             self.mount_all(missing)
         if is_at_end:
-            self.scroll_end(animate=False)
+            self.call_after_refresh(lambda: self.follow(self.max_scroll_y))
 
     def _put(self) -> None:
         width = self.scrollable_content_region.width
@@ -92,10 +93,16 @@ class Pane(VerticalScroll):
         self._put()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Tell the other panes, which may be linked."""
+        """Tell the other panes, which may be linked, unless the pane only follows."""
         super().watch_scroll_y(old_value, new_value)
-        if round(old_value) != round(new_value):
-            self.post_message(self.Scrolled(self, new_value))
+        if round(old_value) != round(new_value) and not self._is_led:
+            self.post_message(self.Scrolled(self))
+
+    def follow(self, y: float) -> None:
+        """Scroll to what is written, or to where another pane is, and take no other pane along."""
+        self._is_led = True
+        self.scroll_to(y=y, animate=False, immediate=True)
+        self._is_led = False
 
 
 def sayings(talk: Talk, place: int) -> list[Said]:
