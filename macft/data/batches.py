@@ -106,6 +106,16 @@ class Batch(NamedTuple):
     weight: Array
     segment: Array
 
+    def filled(self) -> "Batch":
+        """Return the batch with fillers up to a multiple of `TARGET_BUCKET` targets; they count nothing."""
+        fill = 0, -len(self.targets) % TARGET_BUCKET
+        return self._replace(
+            positions=np.pad(self.positions, fill),
+            targets=np.pad(self.targets, fill),
+            weight=np.pad(self.weight, fill),
+            segment=np.pad(self.segment, fill),
+        )
+
 
 class ResponseBatch(NamedTuple):
     """One micro-batch of prompts with K responses each; a row of the layout is a prompt and one of its responses.
@@ -123,6 +133,11 @@ class ResponseBatch(NamedTuple):
     lengths: Array
     reference: Array
 
+    def filled(self) -> "ResponseBatch":
+        """Return the batch with fillers, as `Batch.filled` does."""
+        layout = self.layout.filled()
+        return self._replace(layout=layout, share=np.pad(self.share, (0, len(layout.weight) - len(self.share))))
+
 
 class LabeledBatch(NamedTuple):
     """One micro-batch of prompts with one labeled response each, and with another prompt's response for the KL.
@@ -136,6 +151,10 @@ class LabeledBatch(NamedTuple):
     own: ResponseBatch
     mismatched: ResponseBatch
     desirable: Array
+
+    def filled(self) -> "LabeledBatch":
+        """Return the batch with fillers, as `Batch.filled` does."""
+        return self._replace(own=self.own.filled(), mismatched=self.mismatched.filled())
 
 
 MicroBatch = Batch | ResponseBatch | LabeledBatch
@@ -330,17 +349,3 @@ def _batch(
         weight=np.pad(np.ones(len(targets), np.float32), (0, fill)),
         segment=np.pad(segment, (0, fill)).astype(np.int32),
     )
-
-
-def filled(batch: Any) -> Any:
-    """Return a batch whose number of targets is a multiple of `TARGET_BUCKET`, with fillers that count nothing."""
-    changed = {}
-    for name, value in batch._asdict().items():
-        if hasattr(value, "_asdict"):
-            changed[name] = filled(value)
-        elif name in _OF_TARGETS:
-            changed[name] = np.pad(value, (0, -len(value) % TARGET_BUCKET))
-    return batch._replace(**changed)
-
-
-_OF_TARGETS = {"positions", "targets", "weight", "segment", "share"}

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from macft.data.batches import MicroBatch, filled
+from macft.data.batches import MicroBatch
 from macft.events import Metrics
 from macft.models.adapted import find_dropouts, set_dropout_keys
 from macft.training.distributed import ALONE, Ranks
@@ -104,7 +104,7 @@ class Updater:
             learning_rate: Of this update.
         """
         if self._is_compiled:
-            batches = [filled(batch) for batch in batches]
+            batches = [batch.filled() for batch in batches]
         keys = mx.random.split(self.ranks.key(mx.random.key((self.seed << 32) | step)), 2 * max(1, len(batches)))
         survey = self.ranks.add([self.objective.survey(self.model, batch) for batch in batches])
         whole = mx.array(survey.astype(np.float32))
