@@ -48,17 +48,19 @@ class Bench(NamedTuple):
 
     def tasks(self, arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Yield what is asked for under the name it is kept by, light things first."""
-        for size in arguments.sizes:
-            for data in arguments.rows or self.files:
-                if "counters" in arguments.parts:
-                    yield f"counters {data} {size}", partial(self._count, data, size)
+        chosen = [
+            (data, size)
+            for size in BATCH_SIZES
+            for data in self.files
+            if data in (arguments.rows or self.files) and size in arguments.sizes
+        ]
+        for data, size in chosen if "counters" in arguments.parts else []:
+            yield f"counters {data} {size}", partial(self._count, data, size)
         if "memory" in arguments.parts:
             yield "memory", self._memory
-        for size in arguments.sizes:
-            for data in arguments.rows or self.files:
-                if "speed" in arguments.parts:
-                    with_repaired = size > 1 and not arguments.no_repaired
-                    yield f"speed {data} {size}", partial(self._speed, data, size, arguments.batches, with_repaired)
+        for data, size in chosen if "speed" in arguments.parts else []:
+            with_repaired = size > 1 and not arguments.no_repaired
+            yield f"speed {data} {size}", partial(self._speed, data, size, arguments.batches, with_repaired)
         if "curves" in arguments.parts:
             yield "curves", self._curves
 

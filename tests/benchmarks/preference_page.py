@@ -9,7 +9,8 @@ from typing import NamedTuple
 from macft.bench.sample import Estimate
 from tests.benchmarks.memory import MIB
 from tests.benchmarks.rows import WIDE_BYTES
-from tests.benchmarks.table import FEW_PAIRS, NOTHING, Machine, demand, interval, markdown
+from tests.benchmarks.speed import PAIRS
+from tests.benchmarks.table import NOTHING, Machine, demand, interval, markdown
 
 SPEED_DEMANDS = {
     "long prompts": {"mlx-lm-lora": 2.6, "troy-cli": 1.5, "mlx-tune": 1.2},
@@ -149,7 +150,7 @@ def judged(estimate: Estimate, least: float | None, batches: int) -> str:
     """Write a demand; it is met or missed where the whole interval says so, else open."""
     if least is None:
         return NOTHING
-    if batches < FEW_PAIRS or estimate.low < least <= estimate.high:
+    if batches < PAIRS or estimate.low < least <= estimate.high:
         return f"≥ {least:g} open"
     return demand(estimate.value, least)
 

@@ -17,7 +17,7 @@ from macft.bench.sample import Epoch, Estimate, Timed, compare_rates, spread, to
 from tests.benchmarks.worker import Worker
 
 PAIRS = 8
-"""Pairs of batches of a case: fewer say nothing of the spread."""
+"""Pairs of batches of a case; with fewer no ratio is shown, since its interval would mean nothing."""
 WARM_BELOW = 8.0
 """CPU seconds of a step below which it is made once before it is timed, where it is compiled for its shape; of a longer
 one the median of what compiling took is taken off instead."""

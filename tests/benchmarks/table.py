@@ -10,7 +10,7 @@ from macft.plan import CPU_TOKENS
 from tests.benchmarks.counters import MOST_COMPILATIONS, Counters
 from tests.benchmarks.curves import Curves
 from tests.benchmarks.memory import MIB, Memory
-from tests.benchmarks.speed import Speed
+from tests.benchmarks.speed import PAIRS, Speed
 
 SPEED_DEMANDS = {
     ("bench_mix", 1): 1.3,
@@ -22,8 +22,6 @@ SPEED_DEMANDS = {
 }
 SHARE_DEMAND = 0.40
 NOTHING = "–"
-FEW_PAIRS = 8
-"""Below this many pairs of batches a ratio is not shown: its interval would mean nothing."""
 
 HEAD = """# macft against stock mlx-lm
 
@@ -217,14 +215,14 @@ def speed_demand(speed: Speed) -> str:
     if least is None:
         return NOTHING
     estimate = speed.cpu_ratio
-    if speed.batches < FEW_PAIRS or estimate.low < least <= estimate.high:
+    if speed.batches < PAIRS or estimate.low < least <= estimate.high:
         return f"≥ {least:g} open"
     return demand(estimate.value, least)
 
 
 def interval(estimate: Estimate, pairs: int) -> str:
     """Write a value with its interval, or that there were too few pairs for one."""
-    if pairs < FEW_PAIRS:
+    if pairs < PAIRS:
         return "too few"
     return f"{estimate.value:.2f} ({estimate.low:.2f} … {estimate.high:.2f})"
 
