@@ -12,6 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from macft.data.strict_json import (
+    Unreadable,
+    decode,
+    decode_at,
+    explain,
+    find_value,
+    has_lone_surrogate,
+    iterate_elements,
+    line_of,
+)
 from macft.errors import Problem
 
 STDIN = "-"
@@ -47,10 +57,6 @@ class LocatedRow(NamedTuple):
 
 
 Reader = Callable[[Path, list[Problem]], Iterator[Row]]
-
-
-class _Unreadable(ValueError):
-    """Text that is valid JSON to Python, but not to macft."""
 
 
 def read_rows(paths: Sequence[str], problems: list[Problem]) -> Iterator[Row]:
@@ -148,9 +154,9 @@ def _json_lines(file: BinaryIO, shown: str, name: str, problems: list[Problem]) 
 def parse_line(text: str, where: str, name: str, number: int, problems: list[Problem]) -> Iterator[Row]:
     """Yield the row that a line of JSONL holds; nothing when that is a problem."""
     try:
-        value = _DECODER.decode(text.strip())
+        value = decode(text.strip())
     except (ValueError, RecursionError) as error:
-        problems.append(Problem(where, _explain(error)))
+        problems.append(Problem(where, explain(error)))
         return
     # Decoded bytes hold no half of a pair; only an escape can.
     yield from _row(value, where, name, number, problems, may_be_torn="\\u" in text)
@@ -180,7 +186,7 @@ def _row(
 ) -> Iterator[Row]:
     if not isinstance(value, dict):
         problems.append(Problem(where, f"is {kind_of(value)} (expected an object)"))
-    elif may_be_torn and _has_lone_surrogate(value):
+    elif may_be_torn and has_lone_surrogate(value):
         problems.append(
             Problem(where, "holds half of a surrogate pair, like \\ud83d alone (expected whole characters)")
         )
@@ -198,45 +204,6 @@ def kind_of(value: object) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-def _has_lone_surrogate(value: object) -> bool:
-    if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return any(_has_lone_surrogate(key) or _has_lone_surrogate(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Unreadable(f'has the key "{twice}" twice')
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise _Unreadable(f"holds {name}, which is not JSON")
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > 400:
-        raise _Unreadable(f"holds a number of {len(digits)} digits")
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_whole_number)
-_LENIENT = json.JSONDecoder(parse_int=len)
-"""Finds where a value ends that `_DECODER` refuses."""
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        what = error.msg.removesuffix(" at")
-        return f"is not valid JSON: {what[0].lower()}{what[1:]} at column {error.colno}"
-    return "is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
 def _read_json(path: Path, problems: list[Problem]) -> Iterator[Row]:
     """Read an array of objects, an object that holds one, a single example, or JSONL with the wrong ending."""
     text = _whole_text(path, problems)
@@ -247,22 +214,22 @@ def _read_json(path: Path, problems: list[Problem]) -> Iterator[Row]:
         if text[at] == "[":
             yield from _elements(text, at, path, problems)
             return
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = decode_at(text, at)
     except (ValueError, RecursionError) as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else _line_of(text, at)
-        problems.append(Problem(f"{path.name}:{line}", _explain(error)))
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else line_of(text, at)
+        problems.append(Problem(f"{path.name}:{line}", explain(error)))
         return
     if text[end:].lstrip().startswith("{"):
         yield from _read_jsonl(path, problems)
         return
     if text[end:].strip():
-        problems.append(Problem(f"{path.name}:{_line_of(text, end)}", "goes on after the end of its JSON"))
+        problems.append(Problem(f"{path.name}:{line_of(text, end)}", "goes on after the end of its JSON"))
         return
     yield from _object(value, text, at, path, problems)
 
 
 def _object(value: object, text: str, at: int, path: Path, problems: list[Problem]) -> Iterator[Row]:
-    line = _line_of(text, at)
+    line = line_of(text, at)
     if not isinstance(value, dict) or _EXAMPLE_KEYS & value.keys():
         yield from _row(value, f"{path.name}:{line}", str(path), line, problems)
         return
@@ -272,54 +239,15 @@ def _object(value: object, text: str, at: int, path: Path, problems: list[Proble
         what = f"is an object with {len(lists)} lists (expected a list of rows, or an object that holds one list)"
         problems.append(Problem(f"{path.name}:{line}", what))
         return
-    yield from _elements(text, _find_value(text, at, candidates[0]), path, problems, whole=False)
-
-
-def _find_value(text: str, at: int, key: str) -> int:
-    """Return where the value of a key starts in the valid JSON object that opens at `at`."""
-    while True:
-        name, at = _DECODER.raw_decode(text, _skip_space(text, at + 1))
-        at = _skip_space(text, _skip_space(text, at) + 1)
-        if name == key:
-            return at
-        at = _skip_space(text, _DECODER.raw_decode(text, at)[1])
+    yield from _elements(text, find_value(text, at, candidates[0]), path, problems, whole=False)
 
 
 def _elements(text: str, at: int, path: Path, problems: list[Problem], *, whole: bool = True) -> Iterator[Row]:
-    """Yield the objects of the array that opens at `at`, each with its line.
-
-    Raises:
-        json.JSONDecodeError: The array is broken; rows before the break have been yielded.
-    """
-    line, counted, first = 1, 0, True
-    while True:
-        at = _skip_space(text, at + 1)
-        if first and text[at : at + 1] == "]":
-            break
-        line, counted, first = line + text.count("\n", counted, at), at, False
-        try:
-            value, end = _DECODER.raw_decode(text, at)
+    for line, value in iterate_elements(text, at, whole=whole):
+        if isinstance(value, Unreadable):
+            problems.append(Problem(f"{path.name}:{line}", str(value)))
+        else:
             yield from _row(value, f"{path.name}:{line}", str(path), line, problems)
-        except _Unreadable as error:
-            problems.append(Problem(f"{path.name}:{line}", str(error)))
-            end = _LENIENT.raw_decode(text, at)[1]
-        at = _skip_space(text, end)
-        if text[at : at + 1] == "]":
-            break
-        if text[at : at + 1] != ",":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    if whole and text[at + 1 :].strip():
-        raise json.JSONDecodeError("Extra data", text, at + 1)
-
-
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1] in {" ", "\t", "\r", "\n"}:
-        at += 1
-    return at
-
-
-def _line_of(text: str, at: int) -> int:
-    return text.count("\n", 0, at) + 1
 
 
 def _whole_text(path: Path, problems: list[Problem]) -> str:
